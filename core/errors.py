@@ -1,0 +1,181 @@
+"""One tree of errors. Each says what happened, on what, what state the machine is in now, and what to do next.
+
+Only the command line prints and exits; everything below raises one of these. ``exit_code`` is an interface:
+numbers are never reused for another meaning (docs/exit-codes.md is checked against this file).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+
+class UpdaterError(Exception):
+    """Base of all errors that a user may see.
+
+    ``message``: one line, without a full stop. ``what``: the details, one line each. ``state``: what holds on the
+    machine now. ``next``: commands or actions that lead on, the likeliest first.
+    """
+
+    exit_code: ClassVar[int] = 1
+    kind: ClassVar[str] = "error"
+
+    def __init__(
+        self, message: str, *, what: str | Iterable[str] = (), state: str = "", next: str | Iterable[str] = ()
+    ):
+        super().__init__(message)
+        self.message = message
+        self.what = (what,) if isinstance(what, str) else tuple(what)
+        self.state = state
+        self.next = (next,) if isinstance(next, str) else tuple(next)
+
+    def as_json(self) -> dict[str, Any]:
+        """The error as JSON-ready data: kind, exit_code, message, what, state, next."""
+        return {
+            "kind": self.kind,
+            "exit_code": self.exit_code,
+            "message": self.message,
+            "what": list(self.what),
+            "state": self.state,
+            "next": list(self.next),
+        }
+
+
+class ConfigError(UpdaterError):
+    """A file of the operator (node.toml and the like) cannot be read or does not hold together."""
+
+    exit_code = 10
+    kind = "configuration"
+
+
+class NotReady(UpdaterError):
+    """The node itself is not fit for the verb: a check of `updater doctor` that matters here fails."""
+
+    exit_code = 11
+    kind = "node not ready"
+
+
+class NotPermitted(UpdaterError):
+    """The user lacks the rights (mostly: not root)."""
+
+    exit_code = 12
+    kind = "not permitted"
+
+
+class Busy(UpdaterError):
+    """Another run holds the node."""
+
+    exit_code = 13
+    kind = "busy"
+
+
+class BundleInvalid(UpdaterError):
+    """The bundle is truncated, damaged or malformed."""
+
+    exit_code = 20
+    kind = "bundle invalid"
+
+
+class SignatureInvalid(UpdaterError):
+    """Signatures are missing, wrong, too few, expired, or by keys that this node does not trust."""
+
+    exit_code = 21
+    kind = "signature"
+
+
+class Incompatible(UpdaterError):
+    """A sound bundle, but not for this node: compatible string, architecture, agent version, or release policy."""
+
+    exit_code = 22
+    kind = "incompatible"
+
+
+class ModificationConflict(UpdaterError):
+    """Something the operator carries (package, patch, file, configuration) does not fit the release."""
+
+    exit_code = 23
+    kind = "modification conflict"
+
+
+class NoSpace(UpdaterError):
+    """Too little room: slot, data partition, or boot partition."""
+
+    exit_code = 24
+    kind = "no space"
+
+
+class SourceUnreachable(UpdaterError):
+    """Where the bundle is read from stalls, breaks off, or does not do what it says."""
+
+    exit_code = 25
+    kind = "source unreachable"
+
+
+class DeviceFailed(UpdaterError):
+    """A slot's device fails, vanishes, or does not read back what was written."""
+
+    exit_code = 30
+    kind = "device"
+
+
+class BootEnvironment(UpdaterError):
+    """The boot loader's environment is missing, corrupt, or cannot be written."""
+
+    exit_code = 31
+    kind = "boot environment"
+
+
+class HookFailed(UpdaterError):
+    """A hook of the operator failed or overran its deadline."""
+
+    exit_code = 32
+    kind = "hook"
+
+
+class HealthFailed(UpdaterError):
+    """Required health checks did not pass before the deadline."""
+
+    exit_code = 33
+    kind = "health"
+
+
+class WrongState(UpdaterError):
+    """The verb makes no sense in the state that the node is in (nothing staged, nothing to resume, ...)."""
+
+    exit_code = 34
+    kind = "wrong state"
+
+
+class RollbackRefused(UpdaterError):
+    """There is no way back from here, or none that the release policy allows."""
+
+    exit_code = 35
+    kind = "rollback refused"
+
+
+class WindowClosed(UpdaterError):
+    """Outside the maintenance window that was asked for."""
+
+    exit_code = 36
+    kind = "window closed"
+
+
+class CommandFailed(UpdaterError):
+    """A program that was called failed, is missing, or overran its time limit."""
+
+    exit_code = 40
+    kind = "command"
+
+
+class Interrupted(UpdaterError):
+    """Ctrl-C (130) or SIGTERM (143) reached us; the step under way was left in a state that resume understands."""
+
+    exit_code = 130
+    kind = "interrupted"
+
+
+class Terminated(Interrupted):
+    """SIGTERM: as `Interrupted`, with the exit code that init systems expect."""
+
+    exit_code = 143
+    kind = "terminated"

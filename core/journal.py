@@ -1,0 +1,329 @@
+"""The node's journal: what was intended, what came of it, and what each slot holds. SQLite on the data partition.
+
+It is read by the agents of the release before and the release after this one, so its form only ever grows: columns
+and tables are added, never changed, and JSON values tolerate unknown keys. Every commit is durable when the call returns.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from core.errors import Busy, NoSpace, NotPermitted, NotReady, UpdaterError
+from core.faults import point
+from core.report import Event
+
+Facts = dict[str, Any]
+
+#: Readers refuse a journal whose `oldest_reader` is above this.
+VERSION = 1
+
+_FORM = """
+CREATE TABLE IF NOT EXISTS journal (oldest_reader INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS runs (
+    id TEXT PRIMARY KEY, verb TEXT NOT NULL, plan TEXT NOT NULL, state TEXT NOT NULL, agent TEXT NOT NULL,
+    started TEXT NOT NULL, ended TEXT, outcome TEXT NOT NULL DEFAULT '');
+CREATE UNIQUE INDEX IF NOT EXISTS one_open_run ON runs (state) WHERE state = 'open';
+CREATE TABLE IF NOT EXISTS steps (
+    run TEXT NOT NULL REFERENCES runs (id), seq INTEGER NOT NULL, name TEXT NOT NULL, state TEXT NOT NULL,
+    facts TEXT NOT NULL, started TEXT NOT NULL, ended TEXT, detail TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (run, name));
+CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY, at TEXT NOT NULL, run TEXT, kind TEXT NOT NULL, step TEXT NOT NULL, text TEXT NOT NULL,
+    data TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS slots (slot TEXT PRIMARY KEY, facts TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+
+class RunState(StrEnum):
+    """Where a run stands. Only one can be open; the others are ends."""
+
+    OPEN = "open"
+    DONE = "done"
+    ABORTED = "aborted"
+    FAILED = "failed"  # and everything it did was undone
+    FELL_BACK = "fell-back"
+
+
+class StepState(StrEnum):
+    """Where a step of a run stands. `INTENT` is recorded before the step touches anything."""
+
+    INTENT = "intent"
+    DONE = "done"
+    FAILED = "failed"
+    UNDONE = "undone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One use of a verb that changes the node. `plan` is what resume executes; times are UTC."""
+
+    id: str
+    verb: str
+    plan: Facts
+    state: RunState
+    agent: str
+    started: datetime
+    ended: datetime | None
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """What the journal knows of a step; `facts` were recorded before its effect."""
+
+    name: str
+    state: StepState
+    facts: Facts
+    started: datetime
+    ended: datetime | None
+    detail: str
+
+
+class Journal:
+    """The journal's file, opened. Use as a context manager."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._db = connection
+        self.path = path
+
+    @classmethod
+    def open(cls, path: Path) -> Journal:
+        """Open the journal, creating it where there is none.
+
+        Raises NotReady when it is damaged or from a release too new to be understood, NotPermitted without rights.
+        """
+        fresh = not path.exists()
+        with _translated(path):
+            db = sqlite3.connect(path, isolation_level=None, timeout=10)
+            db.row_factory = sqlite3.Row
+            # A rollback journal whose deletion is synced as well: a commit that returned survives any power cut.
+            db.execute("PRAGMA journal_mode = DELETE")
+            db.execute("PRAGMA synchronous = EXTRA")
+            if fresh or not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'facts'").fetchone():
+                db.executescript(f"BEGIN IMMEDIATE; {_FORM} COMMIT")
+            row = db.execute("SELECT max(oldest_reader) FROM journal").fetchone()
+        if row[0] is not None and row[0] > VERSION:
+            db.close()
+            raise NotReady(
+                f"the journal {path} was written by a newer agent",
+                what=f"it asks for readers of form {row[0]}, this one knows {VERSION}",
+                next="use the agent of the newer release: boot its slot, or install its package",
+            )
+        return cls(db, path)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    # -- runs
+
+    def begin(self, verb: str, plan: Facts) -> Run:
+        """Open a run. Raises Busy when another one is open: there is one upgrade at a time."""
+        now = datetime.now(UTC)
+        with self._transaction():
+            name = self._free_id(now)
+            try:
+                self._db.execute(
+                    "INSERT INTO runs (id, verb, plan, state, agent, started) VALUES (?, ?, ?, 'open', ?, ?)",
+                    (name, verb, json.dumps(plan), version("updater"), now.isoformat()),
+                )
+            except sqlite3.IntegrityError as error:
+                raise Busy(
+                    f"cannot begin to {verb}: another run is open",
+                    state="this command changed nothing",
+                    next=["updater resume    goes on with it", "updater abort     undoes it"],
+                ) from error
+        return self.run(name)
+
+    def close(self, run: Run, state: RunState, outcome: str) -> None:
+        """End a run for good."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE runs SET state = ?, ended = ?, outcome = ? WHERE id = ?",
+                (state, datetime.now(UTC).isoformat(), outcome, run.id),
+            )
+
+    def run(self, name: str) -> Run:
+        """The run with this id. Raises UpdaterError."""
+        row = self._one("SELECT * FROM runs WHERE id = ?", name)
+        if row is None:
+            raise UpdaterError(f"there is no run {name}", next="updater history    lists them")
+        return _run(row)
+
+    def open_run(self) -> Run | None:
+        """The run that is under way or was interrupted, if there is one."""
+        row = self._one("SELECT * FROM runs WHERE state = 'open'")
+        return _run(row) if row else None
+
+    def runs(self, limit: int = 50) -> list[Run]:
+        """The latest runs, newest first."""
+        return [_run(row) for row in self._all("SELECT * FROM runs ORDER BY rowid DESC LIMIT ?", limit)]
+
+    # -- steps
+
+    def intend(self, run: Run, seq: int, name: str, facts: Facts) -> None:
+        """Record, before any effect, that a step begins, with the facts that undoing it will need.
+
+        Where the step was begun before, the first facts stay: they describe the state before *any* of its effects.
+        """
+        point(f"journal:intend:{name}")
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO steps (run, seq, name, state, facts, started) VALUES (?, ?, ?, 'intent', ?, ?) "
+                "ON CONFLICT (run, name) DO UPDATE SET state = 'intent', ended = NULL",
+                (run.id, seq, name, json.dumps(facts), datetime.now(UTC).isoformat()),
+            )
+
+    def outcome(self, run: Run, name: str, state: StepState, detail: str = "") -> None:
+        """Record how a step ended, after its effect."""
+        point(f"journal:outcome:{name}")
+        with self._transaction():
+            self._db.execute(
+                "UPDATE steps SET state = ?, ended = ?, detail = ? WHERE run = ? AND name = ?",
+                (state, datetime.now(UTC).isoformat(), detail, run.id, name),
+            )
+
+    def steps(self, run: Run) -> dict[str, StepRecord]:
+        """The steps of a run that were begun, by name, in their order."""
+        rows = self._all("SELECT * FROM steps WHERE run = ? ORDER BY seq", run.id)
+        return {row["name"]: _step(row) for row in rows}
+
+    # -- what is known of the node
+
+    def slot(self, slot: str) -> Facts:
+        """What was recorded of a slot's content: release, content, written, sealed, ... Empty where nothing is."""
+        row = self._one("SELECT facts FROM slots WHERE slot = ?", slot)
+        return dict(json.loads(row["facts"])) if row else {}
+
+    def set_slot(self, slot: str, facts: Facts) -> None:
+        """Replace what is recorded of a slot's content."""
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO slots VALUES (?, ?)", (slot, json.dumps(facts)))
+
+    def fact(self, key: str) -> Any:
+        """A fact about the node that outlives runs (None where it is not recorded)."""
+        row = self._one("SELECT value FROM facts WHERE key = ?", key)
+        return json.loads(row["value"]) if row else None
+
+    def set_fact(self, key: str, value: Any) -> None:
+        """Record a fact about the node."""
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, json.dumps(value)))
+
+    # -- history
+
+    def record(self, run: Run | None, event: Event) -> None:
+        """Keep an event for `updater history`."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO events (at, run, kind, step, text, data) VALUES (?, ?, ?, ?, ?, ?)",
+                (event.at.isoformat(), run and run.id, event.kind, event.step, event.text, json.dumps(event.data)),
+            )
+
+    def events(self, run: Run) -> list[Facts]:
+        """The events kept of a run, oldest first: at, kind, step, text, data."""
+        rows = self._all("SELECT at, kind, step, text, data FROM events WHERE run = ? ORDER BY id", run.id)
+        return [{**dict(row), "data": json.loads(row["data"])} for row in rows]
+
+    # -- inside
+
+    def _free_id(self, now: datetime) -> str:
+        taken = {row["id"] for row in self._all("SELECT id FROM runs")}
+        return next(name for name in (f"{now:%Y-%m-%d}-{_letters(n)}" for n in count()) if name not in taken)
+
+    def _one(self, query: str, *values: Any) -> sqlite3.Row | None:
+        with _translated(self.path):
+            row: sqlite3.Row | None = self._db.execute(query, values).fetchone()
+            return row
+
+    def _all(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        with _translated(self.path):
+            return self._db.execute(query, values).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _translated(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.IntegrityError:
+        raise
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorname", "")
+        if code.startswith("SQLITE_FULL"):
+            raise NoSpace(
+                f"no space left to write the journal {path}", next="free space on the data partition"
+            ) from error
+        if code.startswith("SQLITE_BUSY"):
+            raise Busy(f"the journal {path} is in use", what=str(error), next="try again in a moment") from error
+        if code.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN")):
+            raise NotPermitted(
+                f"cannot open the journal {path}", what=str(error), next="run it as root (sudo)"
+            ) from error
+        raise NotReady(
+            f"the journal {path} cannot be used",
+            what=f"{code} {error}".strip(),
+            state="slots and boot environment are untouched by this",
+            next="updater doctor    checks the data partition",
+        ) from error
+
+
+def _letters(n: int) -> str:
+    """0, 1, ... as a, b, ... z, aa, ab, ..."""
+    text = ""
+    while True:
+        text = chr(ord("a") + n % 26) + text
+        n = n // 26 - 1
+        if n < 0:
+            return text
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
+
+
+def _run(row: sqlite3.Row) -> Run:
+    return Run(
+        id=row["id"],
+        verb=row["verb"],
+        plan=json.loads(row["plan"]),
+        state=RunState(row["state"]),
+        agent=row["agent"],
+        started=datetime.fromisoformat(row["started"]),
+        ended=_time(row["ended"]),
+        outcome=row["outcome"],
+    )
+
+
+def _step(row: sqlite3.Row) -> StepRecord:
+    return StepRecord(
+        name=row["name"],
+        state=StepState(row["state"]),
+        facts=json.loads(row["facts"]),
+        started=datetime.fromisoformat(row["started"]),
+        ended=_time(row["ended"]),
+        detail=row["detail"],
+    )

@@ -1,0 +1,97 @@
+"""The only place that starts another program."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import CommandFailed
+
+log = logging.getLogger("updater.run")
+
+#: Programs get this and nothing of ours: same output on every machine, no secrets by accident.
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": "/root"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a finished program left. `seconds` is wall time."""
+
+    code: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+def run(
+    *argv: str | os.PathLike[str],
+    timeout: float = 60,
+    check: bool = True,
+    input: str | bytes | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    on_line: Callable[[str], None] | None = None,
+) -> Result:
+    """Run a program to its end, without a shell and without a terminal.
+
+    `env` is added to the fixed `ENVIRONMENT`. `on_line` receives each line of standard output as it comes.
+    Raises CommandFailed when it is missing, overruns `timeout` seconds (its whole process group is ended), or, with
+    `check`, exits with anything but 0.
+    """
+    import sh  # costs as much as all of Typer, so only those pay who run something
+
+    words = [os.fspath(word) for word in argv]
+    line = shlex.join(words)
+    lines: list[str] = []
+
+    def each(text: str) -> None:
+        lines.append(text)
+        if on_line is not None:
+            on_line(text.rstrip("\n"))
+
+    started = time.monotonic()
+    try:
+        command = sh.Command(words[0], [*ENVIRONMENT["PATH"].split(":")])
+        done = command(
+            *words[1:],
+            _tty_out=False,
+            _truncate_exc=False,
+            _timeout=timeout,
+            _env={**ENVIRONMENT, **(env or {})},
+            _cwd=str(cwd) if cwd else None,
+            _in=input,
+            _ok_code=range(256),
+            _return_cmd=True,
+            _out=each if on_line is not None else None,
+            _decode_errors="replace",
+        )
+    except sh.CommandNotFound as error:
+        raise CommandFailed(f"{words[0]} is not installed", what=line) from error
+    except sh.TimeoutException as error:
+        raise CommandFailed(f"{words[0]} did not end within {timeout:g} s", what=line) from error
+    except sh.SignalException as error:
+        raise CommandFailed(f"{words[0]} was ended by a signal", what=[line, *_tail(error.stderr)]) from error
+    seconds = time.monotonic() - started
+    stdout = "".join(lines) if on_line is not None else _text(done.stdout)
+    result = Result(code=done.exit_code, stdout=stdout, stderr=_text(done.stderr), seconds=seconds)
+    log.debug("%s  # exit %d, %.2f s", line, result.code, seconds)
+    if check and result.code != 0:
+        raise CommandFailed(
+            f"{words[0]} failed with exit code {result.code}",
+            what=[line, *_tail(result.stderr or result.stdout)],
+        )
+    return result
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", errors="replace")
+
+
+def _tail(raw: str | bytes, lines: int = 12) -> list[str]:
+    text = raw if isinstance(raw, str) else _text(raw)
+    return [line for line in text.splitlines() if line.strip()][-lines:]
