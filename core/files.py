@@ -37,7 +37,7 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -113,7 +113,7 @@ def inside(root: Path, path: str | PurePosixPath) -> Path:
             links += 1
             if links > 40:
                 raise UpdaterError(f"{path} cannot be followed inside {root}", what="symlinks go round in circles")
-            target = PurePosixPath(os.readlink(step))
+            target = PurePosixPath(step.readlink())
             if target.is_absolute():
                 found = real_root
             pending.extend(reversed([p for p in target.parts if p != "/"]))

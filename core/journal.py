@@ -1,7 +1,8 @@
 """The node's journal: what was intended, what came of it, and what each slot holds. SQLite on the data partition.
 
 It is read by the agents of the release before and the release after this one, so its form only ever grows: columns
-and tables are added, never changed, and JSON values tolerate unknown keys. Every commit is durable when the call returns.
+and tables are added, never changed, and JSON values tolerate unknown keys. Every commit is
+durable when the call returns.
 """
 
 from __future__ import annotations

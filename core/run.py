@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from core.errors import CommandFailed
 
@@ -56,7 +57,7 @@ def run(
 
     started = time.monotonic()
     try:
-        command = sh.Command(words[0], [*ENVIRONMENT["PATH"].split(":")])
+        command: Any = sh.Command(words[0], [*ENVIRONMENT["PATH"].split(":")])
         done = command(
             *words[1:],
             _tty_out=False,

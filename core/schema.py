@@ -28,9 +28,10 @@ def structure(data: Any, shape: type[T]) -> T:
     import cattrs
 
     try:
-        return _converter().structure(data, shape)
+        made: T = _converter().structure(data, shape)
     except (cattrs.BaseValidationError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise SchemaError(_faults(error)) from error
+    return made
 
 
 def load_toml(path: Path, shape: type[T], *, what: str) -> T:
