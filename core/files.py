@@ -6,7 +6,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from core.errors import Busy, NotPermitted, UpdaterError
 
@@ -92,7 +92,7 @@ def exclusive_lock(path: Path, *, purpose: str) -> Iterator[None]:
         os.close(fd)
 
 
-def inside(root: Path, path: str | PurePosixPath) -> Path:
+def inside(root: Path, path: str | PurePath) -> Path:
     """Where `path`, taken as absolute within `root`, lies on this machine. Symlinks are followed as a process in a
     chroot would follow them: absolute targets begin again at `root`, and `..` stops there.
 

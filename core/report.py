@@ -53,14 +53,14 @@ class Report:
     """Hands each event to every sink. Progress is thinned to at most ten events a second and step."""
 
     def __init__(self, *sinks: Sink) -> None:
-        self._sinks = sinks
+        self.sinks = sinks
         self._next_progress = 0.0
         self._begun: dict[str, float] = {}
 
     def emit(self, kind: Kind, step: str = "", text: str = "", **data: Any) -> None:
         """Send one event now."""
         event = Event(kind=kind, step=step, text=text, data=data)
-        for sink in self._sinks:
+        for sink in self.sinks:
             sink(event)
 
     def note(self, text: str, **data: Any) -> None:

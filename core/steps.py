@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from core.errors import UpdaterError
 from core.faults import point
-from core.journal import Facts, Journal, Run, StepState
+from core.journal import Facts, Journal, Run, StepRecord, StepState
 from core.report import Kind, Report
 
 
@@ -28,8 +28,8 @@ class Step(Protocol):
         """One line for plans, screens and reports."""
         ...
 
-    def is_done(self, facts: Facts | None) -> bool:
-        """Ask the machine. `facts` are those recorded when the step was first begun; None if it never was."""
+    def is_done(self, record: StepRecord | None) -> bool:
+        """Ask the machine; the record only where the machine cannot tell. None: the step was never begun."""
         ...
 
     def before(self) -> Facts:
@@ -58,14 +58,15 @@ def run_steps(journal: Journal, run: Run, steps: Sequence[Step], report: Report)
     records = journal.steps(run)
     for seq, step in enumerate(steps):
         record = records.get(step.name)
-        began = record.facts if record and record.state is not StepState.UNDONE else None
-        if step.is_done(began):
+        if record is not None and record.state is StepState.UNDONE:
+            record = None
+        if step.is_done(record):
             if record is None or record.state is not StepState.DONE:
-                journal.intend(run, seq, step.name, began or {})
+                journal.intend(run, seq, step.name, record.facts if record else step.before())
                 journal.outcome(run, step.name, StepState.DONE, "found done")
                 report.emit(Kind.SKIPPED, step.name, "done already")
             continue
-        facts = began if began is not None else step.before()
+        facts = record.facts if record is not None else step.before()
         point(f"{step.name}:before")
         journal.intend(run, seq, step.name, facts)
         point(f"{step.name}:intended")

@@ -1,1 +1,1 @@
-"""."""
+"""What the operator carries from release to release."""

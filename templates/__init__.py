@@ -1,1 +1,1 @@
-"""."""
+"""Templates of local files."""

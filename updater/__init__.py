@@ -1,1 +1,1 @@
-"""."""
+"""The roof: the story of one node's upgrade, and the command line."""

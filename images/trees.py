@@ -1,0 +1,158 @@
+"""Filesystem images from directory trees, reproducibly, and what a tree or an image is."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from blake3 import blake3
+
+from core.errors import CommandFailed, ConfigError
+from core.files import inside
+from core.run import run
+from images.manifest import BootFiles
+
+MIB: Final = 1 << 20
+_LONG: Final = 3600.0
+
+#: Type → (offset, bytes) of its superblock's magic.
+_MAGIC: Final = {
+    "ext4": (1080, b"\x53\xef"),
+    "xfs": (0, b"XFSB"),
+    "btrfs": (65600, b"_BHRfS_M"),
+    "squashfs": (0, b"hsqs"),
+    "erofs": (1024, b"\xe2\xe1\xf5\xe0"),
+}
+
+
+def detect(image: Path) -> str:
+    """Type of the filesystem in a raw image. Raises ConfigError for one that is not known or not whole sectors long."""
+    with image.open("rb") as file:
+        head = file.read(1 << 17)
+        size = file.seek(0, os.SEEK_END)
+    found = [name for name, (at, magic) in _MAGIC.items() if head[at : at + len(magic)] == magic]
+    if not found or size % 512:
+        raise ConfigError(
+            f"{image} is not a filesystem image",
+            what=f"known are {', '.join(_MAGIC)}, in whole sectors of 512 bytes; it has {size} bytes",
+        )
+    return found[0]
+
+
+def newest(tree: Path) -> int:
+    """The latest time of modification in the tree, seconds since 1970."""
+    return max(int(status.st_mtime) for _, status in _walk(tree))
+
+
+def boot_files(tree: Path, *, kernel: str | None, initrd: str | None, cmdline: str) -> BootFiles:
+    """Kernel and initrd of a root tree: those given (they must exist), else the newest in /boot, else /vmlinuz with
+    /initrd.img beside it. Raises ConfigError.
+    """
+    if kernel is None:
+        candidates = sorted((tree / "boot").glob("vmlinuz-*"), key=_version_key)
+        if candidates:
+            kernel = f"/boot/{candidates[-1].name}"
+        elif _exists(tree, "/vmlinuz"):
+            kernel = "/vmlinuz"
+        else:
+            raise ConfigError(
+                "no kernel in the tree", what=f"neither {tree}/boot/vmlinuz-* nor {tree}/vmlinuz", next="give --kernel"
+            )
+    if initrd is None:
+        version = Path(kernel).name.removeprefix("vmlinuz").removeprefix("-")
+        names = (
+            [f"initrd.img-{version}", f"initramfs-{version}.img", f"initrd-{version}"] if version else ["initrd.img"]
+        )
+        places = [str(Path(kernel).parent / name) for name in names]
+        initrd = next((place for place in places if _exists(tree, place)), None)
+    missing = [path for path in (kernel, initrd) if path is not None and not _exists(tree, path)]
+    if missing:
+        raise ConfigError(
+            "the tree lacks what it should boot", what=[f"{path} does not exist in {tree}" for path in missing]
+        )
+    return BootFiles(kernel=kernel, initrd=initrd, cmdline=cmdline)
+
+
+def _exists(tree: Path, path: str) -> bool:
+    return inside(tree, path).is_file()
+
+
+def _version_key(path: Path) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", path.name)]
+
+
+def make_image(tree: Path, image: Path, *, filesystem: str, size: int | None, label: str, at: int) -> None:
+    """Make an image file of the tree without mounting anything. The same tree (names, modes, owners, contents, times of
+    modification up to `at`, seconds since 1970) gives the same bytes.
+
+    `size` in bytes; None: what is used, a quarter more, and 64 MiB. Raises ConfigError, CommandFailed.
+    """
+    if filesystem != "ext4":
+        raise ConfigError(
+            f"no {filesystem} image can be made of a tree so that the same tree gives the same bytes",
+            next=["leave out the filesystem: ext4 is made", f"make the {filesystem} image yourself and build from it"],
+        )
+    paths = list(_walk(tree))
+    odd = [path for path, _ in paths if "\n" in path]
+    if odd:
+        raise ConfigError("file names with line breaks cannot go into an image", what=[repr(path) for path in odd[:10]])
+    used = sum(-(-status.st_size // 4096) * 4096 if stat.S_ISREG(status.st_mode) else 4096 for _, status in paths)
+    with image.open("wb") as file:
+        file.truncate(size or -(-(used + used // 4) // MIB) * MIB + 64 * MIB)
+    # Same name, same time: same UUID. The boot loader and fstab go by partition, so it need not be unique.
+    name = uuid.UUID(bytes=blake3(f"{label} {at}".encode()).digest()[:16], version=4)
+    _mkfs_ext4(tree, image, name, label[:16], at)
+    _set_times(image, paths, at)
+
+
+def _walk(tree: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Every path of the tree, the root first, as seen from inside; symlinks not followed."""
+    yield "/", tree.lstat()
+    for folder, folders, files in os.walk(tree):
+        folders.sort()
+        inner = folder.removeprefix(str(tree))
+        for name in sorted(folders + files):
+            yield f"{inner}/{name}", os.lstat(f"{folder}/{name}")
+
+
+def _mkfs_ext4(tree: Path, image: Path, name: uuid.UUID, label: str, at: int) -> None:
+    """All is said here and nothing left to mke2fs.conf, which differs between machines. The features are those that
+    GRUB and the kernels of the last ten years read.
+    """
+    features = "has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file"
+    features += ",huge_file,dir_nlink,extra_isize,metadata_csum"
+    options = f"hash_seed={name},lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0,nodiscard"
+    shape = ["-b", "4096", "-I", "256", "-i", "16384", "-m", "1", "-O", f"none,{features}"]
+    named = ["-U", str(name), "-L", label, "-E", options]
+    run("mkfs.ext4", "-q", "-F", *shape, *named, "-d", tree, image, timeout=_LONG, env=_environment(at))
+
+
+def _set_times(image: Path, paths: list[tuple[str, os.stat_result]], at: int) -> None:
+    """mke2fs copies the input's times of access and change, which differ from run to run: set these to `at`, and none
+    later than that.
+    """
+    script = image.with_name("times")
+    seen: set[int] = set()
+    with script.open("w", encoding="utf-8", errors="surrogateescape") as lines:
+        for path, status in paths:
+            if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+                if status.st_ino in seen:
+                    continue
+                seen.add(status.st_ino)
+            quoted = '"' + path.replace('"', '""') + '"'
+            fields = ("ctime", "atime", "mtime") if status.st_mtime > at else ("ctime", "atime")
+            lines.writelines(f"set_inode_field {quoted} {field} @{at}\n" for field in fields)
+    done = run("debugfs", "-w", "-f", script, image, timeout=_LONG, env=_environment(at))
+    complaints = [line for line in done.stderr.splitlines() if not line.startswith("debugfs 1.")]
+    if complaints:
+        raise CommandFailed("debugfs could not set all times in the image", what=complaints[:10])
+    script.unlink()
+
+
+def _environment(at: int) -> dict[str, str]:
+    return {"E2FSPROGS_FAKE_TIME": str(at), "MKE2FS_CONFIG": "/dev/null"}

@@ -1,0 +1,69 @@
+"""Real loop devices and small filesystems that go away whatever happens."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from core import faults
+from tests.partitions.fakes import Heard
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+LoopMaker = Callable[..., Path]
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[LoopMaker]:
+    """``loop(size)`` or ``loop(file=path, offset=..., size=...)`` makes a loop device over a file; returns its path."""
+    made: list[Path] = []
+
+    def make(size: int | None = None, *, file: Path | None = None, offset: int = 0, direct: bool = True) -> Path:
+        backing = file or tmp_path / f"loop{len(made)}.img"
+        if file is None:
+            assert size is not None
+            with backing.open("wb") as out:
+                out.truncate(size)
+        options = ["--offset", str(offset)] + (["--sizelimit", str(size)] if size and file else [])
+        options += ["--direct-io=on"] if direct else []
+        shown = subprocess.run(
+            ["losetup", "--find", "--show", *options, str(backing)], check=True, capture_output=True, text=True
+        )
+        made.append(Path(shown.stdout.strip()))
+        return made[-1]
+
+    yield make
+    for device in made:
+        subprocess.run(["umount", "-q", str(device)], check=False)
+        subprocess.run(["losetup", "--detach", str(device)], check=False)
+
+
+@pytest.fixture
+def small_tmpfs(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """``small_tmpfs(bytes)`` mounts a tmpfs of that size."""
+    made: list[Path] = []
+
+    def make(size: int) -> Path:
+        point = tmp_path / f"tmpfs{len(made)}"
+        point.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(point)], check=True)
+        made.append(point)
+        return point
+
+    yield make
+    for point in made:
+        subprocess.run(["umount", "-l", str(point)], check=False)
+
+
+@pytest.fixture
+def armed() -> Iterator[Callable[[Callable[[str], None]], None]]:
+    """Arms the crash points, and disarms them at the end."""
+    yield faults.arm
+    faults.arm(None)

@@ -1,0 +1,87 @@
+"""What every command shares: the global options, the opened node, and how an interruption is told."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.errors import Interrupted, Terminated
+
+if TYPE_CHECKING:
+    from core.report import Report
+    from updater.execution import Outcome
+    from updater.node import Node
+
+
+@dataclass(slots=True)
+class Settings:
+    """The global options."""
+
+    config: Path | None = None
+    json: bool = False
+    debug: bool = False
+
+
+settings = Settings()
+
+AFTER_INTERRUPT = ["updater status    shows where things stand", "updater resume", "updater abort"]
+
+
+def config_path() -> Path:
+    """--config, or the usual place."""
+    from updater.node_toml import DEFAULT_CONFIG
+
+    return settings.config or DEFAULT_CONFIG
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM become errors that say what to do next; what runs gets to clean up first."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated("terminated", state="the step under way was stopped cleanly", next=AFTER_INTERRUPT)
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            "interrupted", state="the step under way was stopped cleanly", next=AFTER_INTERRUPT
+        ) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def opened(title: str = "") -> Iterator[tuple[Node, Report]]:
+    """The node, and a report to the screen (or as JSON lines)."""
+    from core.report import Report, json_lines
+    from updater.node import open_node
+
+    with interruptible(), open_node(config_path()) as node:
+        if settings.json:
+            yield node, Report(json_lines())
+            return
+        from updater.cli.screen import Screen
+
+        with Screen(title) as screen:
+            yield node, Report(screen.sink)
+
+
+def finish(outcome: Outcome) -> None:
+    """Print how a verb ended."""
+    if settings.json:
+        print_json({"kind": "result", "data": {"state": outcome.state, "text": outcome.text, "run": outcome.run}})
+    else:
+        print(outcome.text)
+
+
+def print_json(data: Any) -> None:
+    """One JSON value on one line."""
+    import json
+
+    print(json.dumps(data, default=str, separators=(",", ":")), flush=True)

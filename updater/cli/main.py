@@ -1,0 +1,99 @@
+"""The `updater` command. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from core.errors import UpdaterError
+from updater.cli import bundle, node, sandbox, setup
+from updater.cli.context import print_json, settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Dual-partition updates with a way back: stage a signed release on the inactive slot, activate it, confirm it,"
+    " or roll back by reboot.",
+    epilog="Begin with `updater status`. To try everything without a server: `updater sandbox create DIR`.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"updater {version('updater')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    config: Annotated[
+        Path | None, typer.Option(help="The node's configuration.", show_default="/etc/updater/node.toml")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON for machines: results, and events as JSON lines.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the commands that are run.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Global options; they may also stand behind the verb."""
+    settings.config, settings.json, settings.debug = config, json, debug
+    if debug:
+        import logging
+
+        logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(name)s: %(message)s")
+        for noisy in ("sh", "urllib3"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+node.register(app)
+setup.register(app)
+app.add_typer(bundle.app, name="bundle")
+app.add_typer(sandbox.app, name="sandbox")
+
+
+def main() -> None:
+    """Run the command line. A user's mistake ends in a message and a stable exit code, never in a traceback."""
+    sys.argv[1:] = globals_first(sys.argv[1:])
+    try:
+        app(prog_name="updater")
+    except UpdaterError as error:
+        if settings.debug:
+            raise
+        _tell(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _tell(error: UpdaterError) -> None:
+    if settings.json:
+        print_json({"kind": "error", "error": error.as_json()})
+    else:
+        from updater.cli.screen import print_error
+
+        print_error(error)
+
+
+def globals_first(words: list[str]) -> list[str]:
+    """Move the global options to the front, so that they may stand anywhere before a bare ``--``."""
+    front: list[str] = []
+    rest: list[str] = []
+    pending = iter(words)
+    for word in pending:
+        if word == "--":
+            rest += [word, *pending]
+        elif word in ("--json", "--debug") or word.startswith("--config="):
+            front.append(word)
+        elif word == "--config":
+            front += [word, *([value] if (value := next(pending, None)) is not None else [])]
+        else:
+            rest.append(word)
+    return front + rest

@@ -1,0 +1,113 @@
+"""A first node.toml from what is on the disks; systemd units and boot configuration."""
+
+from __future__ import annotations
+
+import socket
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from core.errors import NotReady
+from core.files import write_atomic
+from core.run import run
+from partitions import disks
+from partitions.boot.backend import BootFiles, BootLayout, SlotPlace, open_backend
+from partitions.boot.state import Slot, fresh
+from partitions.layout import propose as propose_layout
+from updater.machine import machine_of
+from updater.node_toml import NodeConfig, load_node
+
+UNITS = ("updater-confirm.service", "updater-deadline.timer")
+_RENDERED = (*UNITS, "updater-deadline.service")
+
+
+def propose(compatible: str) -> str:
+    """The text of a first node.toml. Raises NotReady, with what was found, where no two slots can be made out."""
+    found = disks.devices()
+    layout = propose_layout(found)
+    if not layout.slots or not layout.esp or not layout.data:
+        raise NotReady(
+            "the disks do not show two slots, a boot partition and a data partition",
+            what=[f"{d.path} {d.size >> 20} MiB {d.partlabel or '-'} {d.fstype or '-'}" for d in found] or "no disks",
+            next="make partitions labelled esp, slot-a, slot-b (of equal size) and data; see docs/node-toml.md",
+        )
+    a, b = layout.slots[0]
+    return render(
+        "node.toml.j2",
+        name=socket.gethostname(),
+        compatible=compatible,
+        a=disks.stable_name(a, found),
+        b=disks.stable_name(b, found),
+    )
+
+
+def write(path: Path, text: str) -> Path:
+    """Put a first node.toml in place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, text, mode=0o644)
+    return path
+
+
+def install(config_file: Path, root: Path, *, units_only: bool, dry_run: bool) -> list[Path]:
+    """Write the systemd units (into `root`) and, unless `units_only`, the boot loader's configuration of this machine;
+    enable the units. An existing boot environment stays. Returns what was written.
+    """
+    config = None if units_only else load_node(config_file)
+    deadline = config.boot.deadline if config else 300
+    mounts = f"{config.data} {config.boot.esp}" if config else "/data /efi"
+    units = {
+        root / "etc/systemd/system" / name: render(f"{name}.j2", deadline=deadline, config=config_file, mounts=mounts)
+        for name in _RENDERED
+    }
+    if dry_run:
+        return list(units)
+    for path, text in units.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text)
+    run("systemctl", f"--root={root}", "enable", *UNITS)
+    if config is None:
+        return list(units)
+    config.data.mkdir(parents=True, exist_ok=True)
+    layout = boot_layout(config)
+    booted = machine_of(config).booted_slot()
+    backend = open_backend(config.boot.backend, config.boot.esp, layout=layout)
+    return [*units, *backend.install(layout, fresh(booted), {booted: running_boot_files()})]
+
+
+def boot_layout(config: NodeConfig) -> BootLayout:
+    """Where the boot loader finds the slots of this machine, by the numbers and ids of their partitions."""
+
+    def place(slot: Slot) -> SlotPlace:
+        about = disks.describe(disks.find(config.slots[slot].device))
+        number = _partition_number(about.path)
+        if not about.partuuid or number is None:
+            raise NotReady(f"slot {slot} is no partition with a PARTUUID", what=str(about.path))
+        return SlotPlace(root=f"PARTUUID={about.partuuid}", partition=number)
+
+    return BootLayout(a=place("a"), b=place("b"), cmdline=config.boot.cmdline)
+
+
+def running_boot_files() -> BootFiles:
+    """Kernel and initrd of the running root: what its boot entry was made for, or the newest there are."""
+    kernels = sorted(Path("/boot").glob("vmlinuz-*"), key=lambda path: path.stat().st_mtime)
+    if not kernels:
+        raise NotReady("there is no kernel in /boot", next="install the kernel's package")
+    version = kernels[-1].name.removeprefix("vmlinuz-")
+    initrds = [
+        path for path in (Path(f"/boot/initrd.img-{version}"), Path(f"/boot/initramfs-{version}.img")) if path.exists()
+    ]
+    return BootFiles(kernel=str(kernels[-1]), initrd=str(initrds[0]) if initrds else None)
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of this package with its values. A value that is missing is an error."""
+    from jinja2 import Environment, StrictUndefined
+
+    text = (files("templates") / template).read_text(encoding="utf-8")
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    return environment.from_string(text).render(**values)
+
+
+def _partition_number(device: Path) -> int | None:
+    number = Path(f"/sys/class/block/{device.resolve().name}/partition")
+    return int(number.read_text()) if number.exists() else None

@@ -1,0 +1,185 @@
+"""node.toml: what this node is, where its slots, its data and its boot environment are (docs/node-toml.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from core.release import Policy
+from core.schema import load_toml
+
+DEFAULT_CONFIG = Path("/etc/updater/node.toml")
+
+
+class CheckKind(StrEnum):
+    """What a health check looks at."""
+
+    UNIT = "unit"  # a systemd unit is active
+    TCP = "tcp"  # a port accepts connections
+    HTTP = "http"  # a URL answers with the expected status
+    COMMAND = "command"  # a program exits with 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotConfig:
+    """Where a slot is: a stable device name (/dev/disk/by-partlabel/…), or a file in a sandbox."""
+
+    device: Path
+
+    def __post_init__(self) -> None:
+        if not self.device.is_absolute():
+            raise ValueError(f"device: {self.device} must be absolute")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootConfig:
+    """How the boot loader is spoken to. `deadline`: seconds from power on until the slot must be confirmed."""
+
+    esp: Path
+    backend: Literal["grub", "systemd-boot"] = "grub"
+    tries: int = 3
+    deadline: int = 300
+    cmdline: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.tries <= 9:
+            raise ValueError("tries: must be from 1 to 9")
+        if self.deadline < 30:
+            raise ValueError("deadline: must be at least 30 seconds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustConfig:
+    """Whose signatures are accepted: public keys (PEM), and how many of them must have signed."""
+
+    keys: tuple[Path, ...]
+    threshold: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.threshold <= len(self.keys):
+            raise ValueError(f"threshold: must be from 1 to the number of keys ({len(self.keys)})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthCheck:
+    """One health check. A wanted check (required = false) that fails is reported and does not stop the confirmation."""
+
+    name: str
+    kind: CheckKind
+    required: bool = True
+    unit: str = ""
+    host: str = "127.0.0.1"
+    port: int = 0
+    url: str = ""
+    status: int = 200
+    command: tuple[str, ...] = ()
+    timeout: float = 10.0
+
+    def __post_init__(self) -> None:
+        needs = {
+            CheckKind.UNIT: ("unit", self.unit),
+            CheckKind.TCP: ("port", self.port),
+            CheckKind.HTTP: ("url", self.url),
+            CheckKind.COMMAND: ("command", self.command),
+        }
+        key, value = needs[self.kind]
+        if not value:
+            raise ValueError(f"{key}: a check of kind {self.kind} needs it")
+        if not 0 <= self.port <= 65535:
+            raise ValueError("port: must be from 1 to 65535")
+        if self.kind is CheckKind.HTTP and not self.url.startswith(("http://", "https://")):
+            raise ValueError("url: must begin with http:// or https://")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthConfig:
+    """The health checks; seconds. `drop_in`: a directory of executables, each a required check."""
+
+    deadline: float = 180.0
+    interval: float = 2.0
+    drop_in: Path = Path("/etc/updater/health.d")
+    checks: tuple[HealthCheck, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [check.name for check in self.checks]
+        doubles = sorted({name for name in names if names.count(name) > 1})
+        if doubles:
+            raise ValueError(f"checks: the name {doubles[0]!r} is used twice")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HooksConfig:
+    """Where the operator's hooks are, and how long (seconds) each may take."""
+
+    directory: Path = Path("/etc/updater/hooks")
+    deadline: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageConfig:
+    """How a slot is written: at most `rate_limit` bytes a second (0: no limit). `carry`: paths of the running system
+    that are copied into every new slot.
+    """
+
+    rate_limit: int = 0
+    carry: tuple[Path, ...] = (Path("/etc/updater"),)
+
+    def __post_init__(self) -> None:
+        for path in self.carry:
+            if not path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"carry: {path} must be absolute and without '..'")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotsConfig:
+    """The two root slots."""
+
+    a: SlotConfig
+    b: SlotConfig
+
+    def __post_init__(self) -> None:
+        if self.a.device == self.b.device:
+            raise ValueError("b.device: is the same as a.device")
+
+    def __getitem__(self, slot: str) -> SlotConfig:
+        return self.a if slot == "a" else self.b
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """The whole of node.toml. `machine` is "sandbox" only in a node made of plain files (`updater sandbox`)."""
+
+    name: str
+    compatible: str
+    data: Path
+    slots: SlotsConfig
+    boot: BootConfig
+    trust: TrustConfig
+    site: str = ""
+    role: str = ""
+    machine: Literal["host", "sandbox"] = "host"
+    health: HealthConfig = field(default_factory=HealthConfig)
+    hooks: HooksConfig = field(default_factory=HooksConfig)
+    stage: StageConfig = field(default_factory=StageConfig)
+    policy: Policy = field(default_factory=Policy)
+
+    def __post_init__(self) -> None:
+        if not self.data.is_absolute():
+            raise ValueError(f"data: {self.data} must be absolute")
+
+    @property
+    def journal(self) -> Path:
+        """Where the journal is: on the data partition, never in a slot."""
+        return self.data / "journal.sqlite"
+
+    @property
+    def lock(self) -> Path:
+        """The lock that a changing verb holds."""
+        return self.data / "lock"
+
+
+def load_node(path: Path) -> NodeConfig:
+    """Read node.toml. Raises ConfigError with every fault in it."""
+    return load_toml(path, NodeConfig, what="the node's configuration")

@@ -1,0 +1,233 @@
+"""The story of one node's upgrade.
+
+    stage     verify the bundle → mark the slot bad → write → read back → grow → carry → boot entry → staged
+    activate  flip to *trying* → reboot → health → good
+    rollback  flip back → reboot
+    confirm   what runs after every boot: goes on with activate or rollback, or notes that the node fell back
+
+Each verb checks everything first, then opens a run in the journal and executes its steps. `resume` executes what is
+left of an open run, `abort` undoes it. The run outlives a reboot, and is then finished by the other slot's agent.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.journal import Facts, Run, RunState
+from core.release import Release
+from core.report import Report
+from core.steps import Step, describe
+from images.keys import load_trust
+from images.read import Bundle
+from partitions.boot.state import Slot
+from updater import staging, switching
+from updater.checks import Purposes, activate_checks, in_progress, raise_first, rollback_checks, stage_checks
+from updater.execution import Outcome, Plan, execute, locked
+from updater.hooks import hooks
+from updater.node import Node
+from updater.window import Window
+
+# -- the stories
+
+
+def stage_steps(node: Node, target: staging.Target) -> list[Step]:
+    """Put a release into the inactive slot."""
+    facts = node.facts() | {"target": target.slot, "target_release": target.bundle.manifest.release}
+    return [
+        *hooks(node.config.hooks, "before-stage", facts),
+        staging.MarkBad(target=target),
+        staging.Write(target=target),
+        staging.ReadBack(target=target),
+        staging.Grow(target=target),
+        staging.Carry(target=target),
+        staging.BootEntry(target=target),
+        staging.Seal(target=target),
+        *hooks(node.config.hooks, "after-stage", facts),
+    ]
+
+
+def activate_steps(node: Node, slot: Slot, by_hand: bool) -> list[Step]:
+    """Boot the staged slot, and keep it if it is healthy."""
+    facts = node.facts() | {"target": slot, "target_release": str(node.release(slot) or "")}
+    return [
+        *hooks(node.config.hooks, "before-activate", facts),
+        switching.Flip(node=node, slot=slot),
+        *hooks(node.config.hooks, "after-activate", facts),
+        switching.Reboot(node=node, slot=slot, by_hand=by_hand),
+        *hooks(node.config.hooks, "before-confirm", facts),
+        switching.Healthy(node=node, slot=slot),
+        switching.Confirm(node=node, slot=slot),
+        *hooks(node.config.hooks, "after-confirm", facts),
+    ]
+
+
+def rollback_steps(node: Node, slot: Slot, by_hand: bool) -> list[Step]:
+    """Boot the slot that was confirmed before."""
+    facts = node.facts() | {"target": slot, "target_release": str(node.release(slot) or "")}
+    return [
+        *hooks(node.config.hooks, "before-rollback", facts),
+        switching.FlipBack(node=node, slot=slot),
+        switching.Reboot(node=node, slot=slot, by_hand=by_hand),
+        *hooks(node.config.hooks, "after-rollback", facts),
+    ]
+
+
+def steps_of(node: Node, run: Run, bundle: Bundle | None = None) -> list[Step]:
+    """The steps of a run, from its plan as it was recorded."""
+    plan = run.plan
+    if run.verb == "stage":
+        assert bundle is not None
+        return stage_steps(node, _target(node, plan, bundle))
+    story = activate_steps if run.verb == "activate" else rollback_steps
+    return story(node, plan["slot"], plan["by_hand"])
+
+
+# -- plans: the same stories, with every check made
+
+
+def plan_stage(node: Node, bundle: Bundle, source: str, purposes: Purposes, rate_limit: int | None) -> Plan:
+    """What `stage` would do with this bundle, with every check made. Raises only where the node is unreadable."""
+    slot = node.inactive
+    target = _target(node, _stage_plan(node, bundle, source, rate_limit), bundle)
+    return Plan(
+        verb="stage",
+        title=f"{node.release(node.booted) or 'unknown'} → {bundle.manifest.release} on {node.config.name}",
+        checks=stage_checks(node, bundle, slot, purposes),
+        steps=describe([*stage_steps(node, target), *activate_steps(node, slot, by_hand=False)]),
+        way_back=_way_back_over(node, bundle.manifest.release, node.booted),
+    )
+
+
+def plan_activate(
+    node: Node, *, window: Window | None = None, by_hand: bool = False, accept_no_rollback: bool = False
+) -> Plan:
+    """What `activate` would do, with every check made."""
+    slot = node.inactive
+    release = node.release(slot)
+
+    return Plan(
+        verb="activate",
+        title=f"{node.release(node.booted) or 'unknown'} → {release or 'unknown'} on {node.config.name}",
+        checks=activate_checks(node, slot, window=window, accept_no_rollback=accept_no_rollback),
+        steps=describe(activate_steps(node, slot, by_hand)),
+        way_back=_way_back_over(node, str(release or ""), node.booted),
+    )
+
+
+def plan_rollback(node: Node, *, by_hand: bool = False) -> Plan:
+    """What `rollback` would do, with every check made."""
+    slot = node.inactive
+    return Plan(
+        verb="rollback",
+        title=f"{node.release(node.booted) or 'unknown'} → {node.release(slot) or 'unknown'} on {node.config.name}",
+        checks=rollback_checks(node),
+        steps=describe(rollback_steps(node, slot, by_hand)),
+        way_back=f"forward again: updater activate    (slot {node.booted} stays as it is)",
+    )
+
+
+# -- verbs
+
+
+def stage(
+    node: Node, source: str, report: Report, *, purposes: Purposes, rate_limit: int | None = None, again: bool = False
+) -> Outcome:
+    """Check everything, then make the inactive slot hold the release. Staging what is staged already only verifies it.
+
+    A stage of the same bundle that was interrupted goes on. Raises UpdaterError.
+    """
+    with locked(node, f"stage {source}"), open_bundle(node, source) as bundle:
+        interrupted = node.journal.open_run()
+        if interrupted is not None:
+            if interrupted.verb == "stage" and interrupted.plan["content"] == bundle.manifest.image.content:
+                report.note(f"going on with run {interrupted.id}")
+                return execute(node, interrupted, steps_of(node, interrupted, bundle), report)
+            raise in_progress(interrupted, "stage")
+        plan = plan_stage(node, bundle, source, purposes, rate_limit)
+        raise_first(list(plan.checks), f"cannot stage {bundle.manifest.release}")
+        record = _stage_plan(node, bundle, source, rate_limit)
+        slot = node.inactive
+        target = _target(node, record, bundle)
+        if not again and node.staged(slot, node.boot.read()) and target.sealed():
+            return Outcome(
+                state="nothing", text=f"{bundle.manifest.release} is staged in slot {slot} already, verified"
+            )
+        run = node.journal.begin("stage", record)
+        return execute(node, run, steps_of(node, run, bundle), report)
+
+
+def activate(
+    node: Node,
+    report: Report,
+    *,
+    window: Window | None = None,
+    by_hand: bool = False,
+    accept_no_rollback: bool = False,
+) -> Outcome:
+    """Flip to the staged slot and reboot into it. It is confirmed after the boot, or loses its tries and falls back.
+
+    `by_hand`: flip only; the operator reboots. Raises UpdaterError with nothing changed.
+    """
+    with locked(node, "activate"):
+        plan = plan_activate(node, window=window, by_hand=by_hand, accept_no_rollback=accept_no_rollback)
+        raise_first(list(plan.checks), "cannot activate")
+        node.journal.set_fact("flip-boot", None)
+        run = node.journal.begin("activate", {"slot": node.inactive, "by_hand": by_hand})
+        return execute(node, run, steps_of(node, run), report)
+
+
+def rollback(node: Node, report: Report, *, by_hand: bool = False) -> Outcome:
+    """Flip to the other slot, which was confirmed before, and reboot into it.
+
+    An activation that is not confirmed yet ends with it. Raises RollbackRefused with the reason, nothing changed.
+    """
+    with locked(node, "rollback"):
+        plan = plan_rollback(node, by_hand=by_hand)
+        raise_first(list(plan.checks), "cannot roll back")
+        open_run = node.journal.open_run()
+        if open_run is not None:
+            node.journal.close(open_run, RunState.ABORTED, "rolled back by the operator before it was confirmed")
+        node.journal.set_fact("flip-boot", None)
+        run = node.journal.begin("rollback", {"slot": node.inactive, "by_hand": by_hand})
+        return execute(node, run, steps_of(node, run), report)
+
+
+def open_bundle(node: Node, source: str) -> Bundle:
+    """Open a bundle with the keys that this node trusts. Raises SignatureInvalid, BundleInvalid, SourceUnreachable."""
+    return Bundle.open(source, load_trust(node.config.trust.keys, node.config.trust.threshold))
+
+
+def _stage_plan(node: Node, bundle: Bundle, source: str, rate_limit: int | None) -> Facts:
+    return {
+        "source": source if source.startswith(("http://", "https://")) else str(Path(source).resolve()),
+        "release": bundle.manifest.release,
+        "content": bundle.manifest.image.content,
+        "slot": node.inactive,
+        "from": str(node.release(node.booted) or ""),
+        "rate_limit": node.config.stage.rate_limit if rate_limit is None else rate_limit,
+        "carry": [str(path) for path in node.config.stage.carry],
+    }
+
+
+def _target(node: Node, plan: Facts, bundle: Bundle) -> staging.Target:
+    return staging.Target(
+        node=node,
+        bundle=bundle,
+        slot=plan["slot"],
+        source=plan["source"],
+        rate_limit=plan["rate_limit"],
+        carry=tuple(Path(path) for path in plan["carry"]),
+    )
+
+
+def _way_back_over(node: Node, release: str, slot: Slot) -> str:
+    current = node.release(slot)
+    try:
+        target = Release.parse(release)
+    except ValueError:
+        return "not known: the release is unknown"
+    if current is None:
+        return "not known: the running release is unknown"
+    if node.policy.adjoining(target, current):
+        return "at every step: the old slot stays whole and reads the new data (adjoining). No point of no return"
+    return f"until {target} is confirmed; then none: {current} and {target} do not adjoin"

@@ -1,0 +1,228 @@
+"""Root trees of releases: the base tree, the agent, and what makes one release differ from another."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+
+from core.files import inside
+from core.run import run
+from vagrant import base, cache
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+#: Where the agent and all it needs lie in a tree; nothing of it mixes with the system's own Python packages.
+AGENT = PurePosixPath("/usr/lib/updater/site-packages")
+
+LAUNCHER = f"""#!/usr/bin/python3 -I
+import sys
+
+sys.path.insert(0, "{AGENT}")
+from updater.cli.main import main
+
+sys.exit(main())
+"""
+
+
+class Variant(StrEnum):
+    """How a release behaves when it is booted."""
+
+    SOUND = "sound"
+    UNHEALTHY = "unhealthy"  # boots, but its application fails: acme.service is failed, acme-health exits 1
+    PANICS = "panics"  # the kernel panics early in the boot
+    HANGS = "hangs"  # the boot never gets past sysinit.target: no sshd, no multi-user.target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A file to be put into a tree. `mode`: permission bits."""
+
+    content: str | bytes
+    mode: int = 0o644
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A symlink to be put into a tree."""
+
+    target: str
+
+
+Files = Mapping[str, File | Link]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestKeys:
+    """Keys of the lab: the user's private key, the public halves in OpenSSH format. The directory is the cache's."""
+
+    private: Path
+    public: str
+    host_private: str
+    host_public: str
+
+
+def release_tree(release: str, *, variant: Variant = Variant.SOUND, files: Files | None = None) -> Path:
+    """The cached root tree of a release (about a second when base and agent are there).
+
+    `files` go in last, by absolute path; a symlink under `/etc/systemd/system/*.wants` enables a unit. Unchanged
+    files are hard links into the base: whoever wants to change one in place makes a copy first (`copy`).
+    """
+    foundation, agent, keys = base.base_tree(), agent_tree(), test_keys()
+    content = {**_identity(release, foundation), **_application(variant), **_access(keys), **(files or {})}
+
+    def build(part: Path) -> None:
+        run("cp", "-al", foundation, part, timeout=120)
+        run("cp", "-al", f"{agent}/.", part, timeout=120)
+        put(part, content)
+
+    return cache.cached("tree", cache.key(foundation.name, agent.name, _digest(content)), build)
+
+
+def copy(tree: Path, into: Path) -> Path:
+    """A copy whose files may be edited in place. `into` must not exist."""
+    run("cp", "-a", tree, into, timeout=120)
+    return into
+
+
+def put(tree: Path, files: Files) -> None:
+    """Put files into a tree. One that exists is replaced, never written to: it may be shared with other trees."""
+    for name, thing in files.items():
+        parent = inside(tree, PurePosixPath(name).parent)
+        parent.mkdir(parents=True, exist_ok=True)
+        path = parent / PurePosixPath(name).name
+        path.unlink(missing_ok=True)
+        if isinstance(thing, Link):
+            path.symlink_to(thing.target)
+        else:
+            path.write_bytes(thing.content.encode() if isinstance(thing.content, str) else thing.content)
+            path.chmod(thing.mode)
+
+
+def enabled(unit: str, content: str, *, wanted_by: str = "multi-user.target") -> Files:
+    """A systemd unit and the symlink that starts it at boot."""
+    return {
+        f"/etc/systemd/system/{unit}": File(content=content),
+        f"/etc/systemd/system/{wanted_by}.wants/{unit}": Link(target=f"../{unit}"),
+    }
+
+
+def agent_tree() -> Path:
+    """The cached tree with nothing but the agent: its packages with bytecode, and /usr/bin/updater."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    needs = _dependencies(project["project"]["dependencies"])
+    packages = [PROJECT / name for name in project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
+    sources = sorted(path for package in packages for path in package.rglob("*") if _is_source(path))
+    digest = cache.key(needs.name, LAUNCHER, *(part for path in sources for part in (str(path), path)))
+
+    def build(part: Path) -> None:
+        site = inside(part, AGENT)
+        site.parent.mkdir(parents=True)
+        run("cp", "-al", needs, site)
+        put(part, {f"{AGENT}/{path.relative_to(PROJECT)}": File(content=path.read_bytes()) for path in sources})
+        put(part, {"/usr/bin/updater": File(content=LAUNCHER, mode=0o755)})
+        put(part, {f"{AGENT}/updater-0.dist-info/METADATA": File(content=_metadata(project["project"]))})
+        _compile(*(site / package.name for package in packages))
+
+    return cache.cached("agent", digest, build)
+
+
+def test_keys() -> TestKeys:
+    """Keys for SSH into machines of the lab, made once per cache. They open nothing else."""
+
+    def build(part: Path) -> None:
+        part.mkdir(mode=0o700)
+        for name in ("user", "host"):
+            run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"updater-lab {name}", "-f", part / name)
+
+    path = cache.cached("keys", cache.key("ed25519"), build)
+    return TestKeys(
+        private=path / "user",
+        public=(path / "user.pub").read_text(),
+        host_private=(path / "host").read_text(),
+        host_public=(path / "host.pub").read_text(),
+    )
+
+
+def _identity(release: str, foundation: Path) -> dict[str, File | Link]:
+    os_release = (foundation / "usr/lib/os-release").read_text()
+    name = f'IMAGE_ID=acme-switch\nIMAGE_VERSION="{release}"\n'
+    return {"/etc/updater-release": File(content=f"{release}\n"), "/usr/lib/os-release": File(content=os_release + name)}
+
+
+def _application(variant: Variant) -> dict[str, File | Link]:
+    """What the machine is there for: acme.service, and acme-health which says how it is."""
+    sound = variant is not Variant.UNHEALTHY
+    files: dict[str, File | Link] = {
+        "/usr/bin/acme-health": File(
+            content="#!/bin/sh\necho 'acme answers'\n"
+            if sound
+            else "#!/bin/sh\necho 'acme does not answer: licence table is empty' >&2\nexit 1\n",
+            mode=0o755,
+        ),
+        **enabled(
+            "acme.service",
+            "[Unit]\nDescription=The operator's application\n[Service]\nType=exec\n"
+            f"ExecStart={'/usr/bin/sleep infinity' if sound else '/usr/bin/false'}\n",
+        ),
+    }
+    early = "[Unit]\nDefaultDependencies=no\nBefore=sysinit.target\n[Service]\nType=oneshot\nTimeoutStartSec=infinity\n"
+    if variant is Variant.PANICS:
+        files |= enabled(
+            "lab-panic.service",
+            early + "ExecStart=/bin/sh -c 'echo c > /proc/sysrq-trigger'\n",
+            wanted_by="sysinit.target",
+        )
+    if variant is Variant.HANGS:
+        files |= enabled("lab-hang.service", early + "ExecStart=/bin/sleep infinity\n", wanted_by="sysinit.target")
+    return files
+
+
+def _access(keys: TestKeys) -> dict[str, File | Link]:
+    return {
+        "/root/.ssh/authorized_keys": File(content=keys.public, mode=0o600),
+        "/etc/ssh/ssh_host_ed25519_key": File(content=keys.host_private, mode=0o600),
+        "/etc/ssh/ssh_host_ed25519_key.pub": File(content=keys.host_public),
+    }
+
+
+def _dependencies(needs: list[str]) -> Path:
+    """What the project depends on, for the guest's Python and libc, whichever Python runs this."""
+
+    def build(part: Path) -> None:
+        target = ["--python-version=3.11", "--implementation=cp", "--only-binary=:all:"]
+        target += [f"--platform={name}_x86_64" for name in ("manylinux_2_34", "manylinux_2_28", "manylinux2014", "linux")]
+        settings = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_"))}
+        proxies = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", f"--target={part}"]
+        run(*pip, *target, *needs, timeout=600, env={**settings, **proxies})
+        cache.remove(part / "bin")
+        _compile(part)
+
+    return cache.cached("needs", cache.key(*needs), build)
+
+
+def _compile(*sites: Path) -> None:
+    """Bytecode that Python trusts without looking at the source. Only the guest's own version of Python can make it;
+    with another one the agent works as well, but starts slowly."""
+    if sys.version_info[:2] != (3, 11):
+        return
+    # some packages bring files for other versions of Python, so the exit code says nothing
+    options = ["--invalidation-mode", "unchecked-hash", "-j0"]
+    run(sys.executable, "-m", "compileall", "-q", *options, *sites, timeout=300, check=False)
+
+
+def _metadata(project: dict[str, str]) -> str:
+    return f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+
+
+def _is_source(path: Path) -> bool:
+    return path.is_file() and "__pycache__" not in path.parts
+
+
+def _digest(files: Files) -> str:
+    return cache.key(*(f"{name} {thing!r}" for name, thing in sorted(files.items())))
