@@ -25,9 +25,9 @@ class UpdaterError(Exception):
     ):
         super().__init__(message)
         self.message = message
-        self.what = (what,) if isinstance(what, str) else tuple(what)
+        self.what = _lines(what)
         self.state = state
-        self.next = (next,) if isinstance(next, str) else tuple(next)
+        self.next = _lines(next)
 
     def as_json(self) -> dict[str, Any]:
         """The error as JSON-ready data: kind, exit_code, message, what, state, next."""
@@ -39,6 +39,10 @@ class UpdaterError(Exception):
             "state": self.state,
             "next": list(self.next),
         }
+
+
+def _lines(text: str | Iterable[str]) -> tuple[str, ...]:
+    return tuple(line for line in ((text,) if isinstance(text, str) else text) if line)
 
 
 class ConfigError(UpdaterError):

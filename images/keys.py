@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from core.errors import BundleInvalid, ConfigError, SignatureInvalid
 from core.schema import SchemaError, structure
-from images.manifest import canonical
+from images.manifest import canonical, printable
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Key, Signer
@@ -110,7 +111,7 @@ def load_signer(uri: str, ask: Callable[[str], str] | None = None) -> Signer:
         return CryptoSigner(load_pem_private_key(raw, secret))
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigError(
-            f"signing key {path} cannot be used", what=str(error)[:300], next="updater key generate PATH    makes one"
+            f"signing key {path} cannot be used", what=str(error)[:300], next="updater bundle key PATH    makes one"
         ) from error
 
 
@@ -159,6 +160,10 @@ class _Signature:
     keyid: str
     sig: str
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[0-9a-f]{8,128}", self.keyid):
+            raise ValueError("keyid is not a key's hash in hex")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signed:
@@ -186,7 +191,7 @@ def parse(raw: bytes) -> Signed:
             if b64encode(b64decode(text, validate=True)).decode() != text:
                 raise ValueError("base64 is not in canonical form")
     except SchemaError as error:
-        what = [fault[:300] for fault in error.faults[:20]]
+        what = [printable(fault) for fault in error.faults[:20]]
         raise BundleInvalid("the signature envelope is malformed", what=what) from error
     except (ValueError, RecursionError) as error:
         raise BundleInvalid("the signature envelope is malformed", what=str(error)[:200]) from error
@@ -229,7 +234,7 @@ def verify(signed: Signed, trust: Trust) -> tuple[str, ...]:
             else f"{len(signed_by)} of the {trust.threshold} signature(s) that are needed",
             what=[
                 f"signed by trusted keys: {', '.join(sorted(signed_by)) or 'none'}",
-                f"signed by other keys: {', '.join(sorted(unknown)).encode('ascii', 'replace').decode() or 'none'}",
+                f"signed by other keys: {', '.join(sorted(unknown)) or 'none'}",
                 f"trusted here: {', '.join(sorted(trust.keys))} (threshold {trust.threshold})",
             ],
             next=[

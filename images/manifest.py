@@ -177,10 +177,15 @@ def parse(data: bytes) -> Manifest:
     try:
         return structure(raw, Manifest)
     except SchemaError as error:
-        faults = [fault[:300] for fault in error.faults[:50]]
+        faults = [printable(fault) for fault in error.faults[:50]]
         raise BundleInvalid(f"the manifest has {len(error.faults)} fault(s)", what=faults) from error
     except RecursionError as error:
         raise BundleInvalid("the manifest is nested too deeply") from error
+
+
+def printable(text: str) -> str:
+    """At most 300 characters that a terminal takes as text, whoever wrote them."""
+    return "".join(c if c.isprintable() else "?" for c in text[:300])
 
 
 def canonical(data: Any) -> bytes:

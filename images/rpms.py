@@ -75,17 +75,8 @@ def _dnf(tree: Path, architecture: str, *words: str | Path, epoch: int | None = 
     config = kept / "dnf.conf"
     config.write_text("[main]\n" + "".join(f"{name}={value}\n" for name, value in options.items()))
     env = {"SOURCE_DATE_EPOCH": str(epoch)} if epoch is not None else {}
-    head = [
-        "dnf",
-        "-y",
-        "-q",
-        "-c",
-        str(config),
-        f"--installroot={tree}",
-        "--releasever=1",
-        f"--forcearch={architecture}",
-    ]
-    run(*head, *words, timeout=_LONG, env=env)
+    where = [f"--installroot={tree}", "--releasever=1", f"--forcearch={architecture}"]
+    run("dnf", "-y", "-q", "-c", config, *where, *words, timeout=_LONG, env=env)
 
 
 def _tidy(tree: Path) -> None:

@@ -102,11 +102,14 @@ def make_image(tree: Path, image: Path, *, filesystem: str, size: int | None, la
     if odd:
         raise ConfigError("file names with line breaks cannot go into an image", what=[repr(path) for path in odd[:10]])
     used = sum(-(-status.st_size // 4096) * 4096 if stat.S_ISREG(status.st_mode) else 4096 for _, status in paths)
+    size = size or -(-(used + used // 4) // MIB) * MIB + 64 * MIB
     with image.open("wb") as file:
-        file.truncate(size or -(-(used + used // 4) // MIB) * MIB + 64 * MIB)
+        file.truncate(size)
+    # Inodes for half as many files again, so that a tree of small files does not run out of them.
+    ratio = max(1024, min(16384, size // (len(paths) * 3 // 2 + 64) // 1024 * 1024))
     # Same name, same time: same UUID. The boot loader and fstab go by partition, so it need not be unique.
     name = uuid.UUID(bytes=blake3(f"{label} {at}".encode()).digest()[:16], version=4)
-    _mkfs_ext4(tree, image, name, label[:16], at)
+    _mkfs_ext4(tree, image, name, label[:16], at, ratio)
     _set_times(image, paths, at)
 
 
@@ -120,38 +123,50 @@ def _walk(tree: Path) -> Iterator[tuple[str, os.stat_result]]:
             yield f"{inner}/{name}", os.lstat(f"{folder}/{name}")
 
 
-def _mkfs_ext4(tree: Path, image: Path, name: uuid.UUID, label: str, at: int) -> None:
+def _mkfs_ext4(tree: Path, image: Path, name: uuid.UUID, label: str, at: int, bytes_per_inode: int) -> None:
     """All is said here and nothing left to mke2fs.conf, which differs between machines. The features are those that
     GRUB and the kernels of the last ten years read.
     """
     features = "has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file"
     features += ",huge_file,dir_nlink,extra_isize,metadata_csum"
     options = f"hash_seed={name},lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0,nodiscard"
-    shape = ["-b", "4096", "-I", "256", "-i", "16384", "-m", "1", "-O", f"none,{features}"]
+    shape = ["-b", "4096", "-I", "256", "-i", str(bytes_per_inode), "-m", "1", "-O", f"none,{features}"]
     named = ["-U", str(name), "-L", label, "-E", options]
     run("mkfs.ext4", "-q", "-F", *shape, *named, "-d", tree, image, timeout=_LONG, env=_environment(at))
 
 
 def _set_times(image: Path, paths: list[tuple[str, os.stat_result]], at: int) -> None:
-    """mke2fs copies the input's times of access and change, which differ from run to run: set these to `at`, and none
-    later than that.
+    """mke2fs copies the input's times of access and change, which differ from run to run: set these to `at`, and let no
+    time of modification be later.
     """
     script = image.with_name("times")
-    seen: set[int] = set()
     with script.open("w", encoding="utf-8", errors="surrogateescape") as lines:
+        # By number, not by path: debugfs looks through a directory name by name.
+        for number in _used_inodes(image):
+            lines.writelines(f"set_inode_field <{number}> {field} @{at}\n" for field in ("ctime", "atime"))
         for path, status in paths:
-            if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-                if status.st_ino in seen:
-                    continue
-                seen.add(status.st_ino)
-            quoted = '"' + path.replace('"', '""') + '"'
-            fields = ("ctime", "atime", "mtime") if status.st_mtime > at else ("ctime", "atime")
-            lines.writelines(f"set_inode_field {quoted} {field} @{at}\n" for field in fields)
+            if int(status.st_mtime) > at:
+                quoted = '"' + path.replace('"', '""') + '"'
+                lines.write(f"set_inode_field {quoted} mtime @{at}\n")
     done = run("debugfs", "-w", "-f", script, image, timeout=_LONG, env=_environment(at))
     complaints = [line for line in done.stderr.splitlines() if not line.startswith("debugfs 1.")]
     if complaints:
         raise CommandFailed("debugfs could not set all times in the image", what=complaints[:10])
     script.unlink()
+
+
+def _used_inodes(image: Path) -> list[int]:
+    """Numbers of the inodes that hold the root and what is below it."""
+    told = run("dumpe2fs", image, timeout=_LONG).stdout
+    free: set[int] = set()
+    for line in re.findall(r"^  Free inodes: (.+)$", told, re.MULTILINE):
+        for span in line.split(", "):
+            first, _, last = span.partition("-")
+            free.update(range(int(first), int(last or first) + 1))
+    count = re.search(r"^Inode count: +([0-9]+)$", told, re.MULTILINE)
+    if count is None:
+        raise CommandFailed("dumpe2fs does not tell the number of inodes", what=str(image))
+    return [2, *(number for number in range(11, int(count[1]) + 1) if number not in free)]
 
 
 def _environment(at: int) -> dict[str, str]:

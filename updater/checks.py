@@ -75,7 +75,7 @@ def raise_first(checks: list[Check], cannot: str) -> None:
     assert first is not None
     others = [f"{check.name}: {check.error.message}" for check in failures[1:] if check.error]
     raise type(first)(
-        f"{cannot}: {first.message}",
+        f"{cannot}: {first.message.removeprefix(f'{cannot}: ')}",
         what=[*first.what, *others],
         state=first.state or "nothing was changed",
         next=first.next,

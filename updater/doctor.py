@@ -6,16 +6,15 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from core.errors import UpdaterError
 from core.journal import Journal
-from partitions import disks
+from partitions import checks
 from partitions.boot.backend import open_backend
-from partitions.boot.state import SLOTS, Slot, other
+from partitions.boot.state import other
 from updater.hooks import MOMENTS, hooks_at
 from updater.init import UNITS
 from updater.machine import machine_of
@@ -46,17 +45,21 @@ def examine_node(path: Path) -> list[Finding]:
 
 
 def _node(config: NodeConfig) -> Iterator[Finding]:
-    yield _found("rights", lambda: _rights())
-    yield _found("clock", lambda: _clock())
+    yield _found("rights", _rights)
+    yield _found("clock", _clock)
     yield _found("data directory", lambda: _data(config))
     yield _found("journal", lambda: _journal(config))
     yield _found("keys", lambda: _keys(config))
-    for slot in SLOTS:
-        yield _found(f"slot {slot}", lambda slot=slot: _slot(config, slot))  # type: ignore[misc]
-    yield _found("slots are equal", lambda: _equal(config))
-    yield _found("running slot", lambda: _running(config))
+    slots = config.slots
+    yield _found("slot a", lambda: checks.usable(slots.a.device))
+    yield _found("slot b", lambda: checks.usable(slots.b.device))
+    yield _found("slots are equal", lambda: checks.equal(slots.a.device, slots.b.device))
+    machine = machine_of(config)
+    yield _found("running slot", lambda: f"slot {machine.booted_slot()}")
+    yield _found("inactive slot", lambda: checks.unused(slots[other(machine.booted_slot())].device))
     yield from _boot(config)
     if config.machine == "host":
+        yield _found("root", lambda: checks.runs_from(slots[machine.booted_slot()].device))
         yield from (_found(unit, lambda unit=unit: _unit(unit)) for unit in UNITS)  # type: ignore[misc]
         yield _found("watchdog", _watchdog)
     yield _found("hooks", lambda: _hooks(config))
@@ -126,41 +129,6 @@ def _keys(config: NodeConfig) -> str:
         if path.stat().st_mode & stat.S_IWOTH:
             raise _FaultError(f"{path} is writable by everybody", f"chmod o-w {path}")
     return f"{', '.join(trust.keys)}; {trust.threshold} must have signed"
-
-
-def _slot(config: NodeConfig, slot: Slot) -> str:
-    device = disks.find(config.slots[slot].device)
-    about = disks.describe(device)
-    if about.read_only:
-        raise _FaultError(f"{device} is read-only", f"blockdev --setrw {device}")
-    with suppress(UpdaterError):
-        booted = machine_of(config).booted_slot()
-        users = disks.users_of(device)
-        if slot == other(booted) and users:
-            raise _FaultError(f"{device} is in use: {'; '.join(map(str, users))}", f"umount {device}")
-    return f"{device}, {about.size} bytes, {about.fstype or 'no filesystem'}"
-
-
-def _equal(config: NodeConfig) -> str:
-    sizes = {slot: disks.size_of(disks.find(config.slots[slot].device)) for slot in SLOTS}
-    if sizes["a"] != sizes["b"]:
-        raise _FaultError(
-            f"slot a has {sizes['a']} bytes, slot b {sizes['b']}", "make the partitions equally large (parted)"
-        )
-    return f"{sizes['a']} bytes each"
-
-
-def _running(config: NodeConfig) -> str:
-    booted = machine_of(config).booted_slot()
-    if config.machine == "host":
-        root = Path("/").stat().st_dev
-        device = disks.find(config.slots[booted].device)
-        if device.stat().st_rdev != root:
-            raise _FaultError(
-                f"the kernel was told slot {booted}, but / is not on {device}",
-                "compare the slots in node.toml with the boot entries: updater init --install",
-            )
-    return f"slot {booted}"
 
 
 def _boot(config: NodeConfig) -> Iterator[Finding]:

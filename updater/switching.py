@@ -211,7 +211,9 @@ def way_back(node: Node) -> tuple[bool, str]:
     record = node.journal.slot(slot)
     release = node.release(slot)
     if not is_good(state, slot):
-        if record.get("partial"):
+        if state[slot].state is SlotState.TRYING:
+            why = f"slot {slot} is on trial and was never confirmed"
+        elif record.get("partial"):
             why = f"slot {slot} is being written"
         elif node.staged(slot, state):
             why = f"slot {slot} holds {release}, staged and never booted"

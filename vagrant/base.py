@@ -56,11 +56,16 @@ read -r id < /proc/sys/kernel/random/boot_id
 read -r line < /proc/cmdline
 echo "LAB-BOOT $id $line" > /dev/console
 END
-for skipped in hooks/udev hooks/fsck hooks/dmsetup scripts/init-top/udev scripts/init-bottom/udev; do
-    mkdir -p "/etc/initramfs-tools/${skipped%/*}"
-    printf '#!/bin/sh\nexit 0\n' > "/etc/initramfs-tools/$skipped"
-    chmod 755 "/etc/initramfs-tools/$skipped"
-done
+cd /usr/share/initramfs-tools
+rm -f hooks/udev hooks/fsck hooks/dmsetup scripts/init-top/udev scripts/init-bottom/udev
+cd /
+cat > /etc/initramfs-tools/hooks/lab-blkid <<'END'
+#!/bin/sh
+[ "$1" = prereqs ] && exit 0
+. /usr/share/initramfs-tools/hook-functions
+copy_exec /sbin/blkid
+END
+chmod 755 /etc/initramfs-tools/hooks/lab-blkid
 chmod 755 /etc/initramfs-tools/scripts/init-top/lab-beacon
 version=$(ls /lib/modules)
 update-initramfs -u -k "$version"
@@ -142,9 +147,11 @@ for unit in serial-getty@ttyS0.service getty-static.service apt-daily.timer apt-
     ln -sf /dev/null "/etc/systemd/system/$unit"
 done
 mkdir -p /etc/systemd/system-generators
-for generator in /lib/systemd/system-generators/*; do
-    [ "${generator##*/}" = systemd-fstab-generator ] || ln -s /dev/null "/etc/systemd/system-generators/${generator##*/}"
+cd /lib/systemd/system-generators
+for generator in *; do
+    [ "$generator" = systemd-fstab-generator ] || ln -s /dev/null "/etc/systemd/system-generators/$generator"
 done
+cd /
 
 rm -rf /usr/share/doc/* /usr/share/man/* /usr/share/info/* /usr/share/locale/* /usr/share/i18n/* /usr/share/lintian \
     /usr/lib/udev/hwdb.d /usr/lib/udev/hwdb.bin /var/cache/apt/* /var/cache/debconf/*-old /var/lib/apt/lists/* \

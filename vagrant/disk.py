@@ -70,9 +70,11 @@ def make_image(tree: Path, into: Path, *, size: int) -> Path:
 
 def release_image(tree: Path, *, size: int) -> Path:
     """The cached image of a cached tree (one of `tree.release_tree`), `size` bytes."""
-    return cache.cached(
-        "image", cache.key(tree.name, str(size)), lambda part: void(make_image(tree, part, size=size))
-    )
+
+    def build(part: Path) -> None:
+        make_image(tree, part, size=size)
+
+    return cache.cached("image", cache.key(tree.name, str(size)), build)
 
 
 def make_disk(
@@ -109,6 +111,26 @@ def make_disk(
     return into
 
 
+def cached_disk(
+    *,
+    slot_a: Path,
+    esp: Mapping[str, bytes],
+    data: Files | None = None,
+    slot_b: Path | None = None,
+    layout: Layout | None = None,
+) -> Path:
+    """As `make_disk`, from cached images only (`release_image`), and made once."""
+    layout = layout or Layout()
+    contents = (f"{name} {content!r}" for name, content in sorted(esp.items()))
+    files = (f"{name} {thing!r}" for name, thing in sorted((data or {}).items()))
+    digest = cache.key(slot_a.name, slot_b.name if slot_b else "", repr(layout), *contents, "data", *files)
+
+    def build(part: Path) -> None:
+        make_disk(part, slot_a=slot_a, slot_b=slot_b, esp=esp, data=data, layout=layout)
+
+    return cache.cached("disk", digest, build)
+
+
 def overlay(base: Path, into: Path) -> Path:
     """A qcow2 file that starts as `base` (raw) and keeps all changes to itself: a fresh machine in a blink."""
     run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base.resolve(), into)
@@ -134,10 +156,6 @@ def copy_sparse(source: Path, target: Path, *, at: int, room: int) -> None:
     finally:
         os.close(src)
         os.close(dst)
-
-
-def void(_: object) -> None:
-    """Forget a result (for lambdas that must return None)."""
 
 
 def _write_table(disk: Path, parts: Mapping[str, Partition]) -> None:

@@ -151,7 +151,10 @@ def test_keys() -> TestKeys:
 def _identity(release: str, foundation: Path) -> dict[str, File | Link]:
     os_release = (foundation / "usr/lib/os-release").read_text()
     name = f'IMAGE_ID=acme-switch\nIMAGE_VERSION="{release}"\n'
-    return {"/etc/updater-release": File(content=f"{release}\n"), "/usr/lib/os-release": File(content=os_release + name)}
+    return {
+        "/etc/updater-release": File(content=f"{release}\n"),
+        "/usr/lib/os-release": File(content=os_release + name),
+    }
 
 
 def _application(variant: Variant) -> dict[str, File | Link]:
@@ -195,7 +198,9 @@ def _dependencies(needs: list[str]) -> Path:
 
     def build(part: Path) -> None:
         target = ["--python-version=3.11", "--implementation=cp", "--only-binary=:all:"]
-        target += [f"--platform={name}_x86_64" for name in ("manylinux_2_34", "manylinux_2_28", "manylinux2014", "linux")]
+        target += [
+            f"--platform={name}_x86_64" for name in ("manylinux_2_34", "manylinux_2_28", "manylinux2014", "linux")
+        ]
         settings = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_"))}
         proxies = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", f"--target={part}"]

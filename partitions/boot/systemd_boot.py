@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,7 +138,7 @@ class SystemdBootBackend:
             found.append(
                 Fault(message="a default entry is set in the firmware's variables", mend="bootctl set-default ''")
             )
-        free = shutil.disk_usage(self.esp).free
+        free = _free(self.esp)
         need = max((_size(self._home(slot)) for slot in SLOTS), default=0)
         if free + min(_size(self._home(slot)) for slot in SLOTS) < need + _SPARE:
             found.append(Fault(message=f"{self.esp} has no room for a second kernel", mend="remove what is not needed"))
@@ -218,12 +217,14 @@ class SystemdBootBackend:
 
     def _copy(self, slot: Slot, files: BootFiles, root: Path) -> None:
         """Replace what the ESP holds for the slot; the text of the entry comes last, and says that all is there."""
+        import shutil
+
         require_files(root, files)
         home = self._home(slot)
         need = sum(inside(root, path).stat().st_size for _, path in _copies(files)) + _SPARE
         with self._writing(f"the kernel of slot {slot} cannot be copied to the ESP"):
             home.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self.esp).free + _size(home)
+            free = _free(self.esp) + _size(home)
             if free < need:
                 raise NoSpace(
                     f"{self.esp} has no room for the kernel of slot {slot}",
@@ -298,6 +299,11 @@ def _same(one: Path, two: Path) -> bool:
     import filecmp
 
     return filecmp.cmp(one, two, shallow=False)
+
+
+def _free(directory: Path) -> int:
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize
 
 
 def _size(directory: Path) -> int:

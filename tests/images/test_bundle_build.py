@@ -15,7 +15,7 @@ from bundlelab import NOW, Made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.errors import BundleInvalid, CommandFailed, ConfigError
+from core.errors import BundleInvalid, CommandFailed, ConfigError, NoSpace
 from core.run import run
 from images import keys, payload, sections, trees
 from images.build import BuildSpec, build
@@ -84,6 +84,31 @@ def test_tree_makes_a_sound_filesystem(tree: Path, tmp_path: Path, made: Made) -
     assert "Mode:  04755" in told
     assert "Links: 2" in told
     assert run("debugfs", "-R", 'cat "/etc/a b/qu""ote"', image).stdout == "x"
+
+
+def test_many_small_files_fit(tree: Path, tmp_path: Path, made: Made) -> None:
+    for number in range(12_000):
+        folder = tree / f"etc/{number // 400}"
+        folder.mkdir(exist_ok=True)
+        (folder / str(number)).touch()
+    path = build(spec(tree=tree), tmp_path / "b", [keys.load_signer(str(made.key))])
+    assert path.exists()
+
+
+@pytest.mark.root
+def test_full_disk(tmp_path: Path, made: Made) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", small)
+    try:
+        target = small / "b"
+        target.write_text("old")
+        with pytest.raises(NoSpace):
+            build(made.spec, target, [keys.load_signer(str(made.key))])
+        assert [path.name for path in small.iterdir()] == ["b"]
+        assert target.read_text() == "old"
+    finally:
+        run("umount", small)
 
 
 def test_source_date_epoch(tree: Path, tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

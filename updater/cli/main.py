@@ -11,8 +11,10 @@ import typer
 from core.errors import UpdaterError
 from updater.cli import bundle, node, sandbox, setup
 from updater.cli.context import print_json, settings
+from updater.cli.quick import Root
 
 app = typer.Typer(
+    cls=Root,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -42,9 +44,8 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Global options; they may also stand behind the verb."""
-    settings.config, settings.json, settings.debug = config, json, debug
-    if debug:
+    """Global options; they may also stand behind the verb. `Root` has taken their values."""
+    if settings.debug:
         import logging
 
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(name)s: %(message)s")
@@ -60,7 +61,6 @@ app.add_typer(sandbox.app, name="sandbox")
 
 def main() -> None:
     """Run the command line. A user's mistake ends in a message and a stable exit code, never in a traceback."""
-    sys.argv[1:] = globals_first(sys.argv[1:])
     try:
         app(prog_name="updater")
     except UpdaterError as error:
@@ -80,20 +80,3 @@ def _tell(error: UpdaterError) -> None:
         from updater.cli.screen import print_error
 
         print_error(error)
-
-
-def globals_first(words: list[str]) -> list[str]:
-    """Move the global options to the front, so that they may stand anywhere before a bare ``--``."""
-    front: list[str] = []
-    rest: list[str] = []
-    pending = iter(words)
-    for word in pending:
-        if word == "--":
-            rest += [word, *pending]
-        elif word in ("--json", "--debug") or word.startswith("--config="):
-            front.append(word)
-        elif word == "--config":
-            front += [word, *([value] if (value := next(pending, None)) is not None else [])]
-        else:
-            rest.append(word)
-    return front + rest

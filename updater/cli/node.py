@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from updater.cli.context import finish, opened, print_json, settings
+from updater.cli.quick import Verb
 
 if TYPE_CHECKING:
     from core.report import Report
@@ -30,7 +31,9 @@ class Form(StrEnum):
     PROMETHEUS = "prometheus"
 
 
-def status(form: Annotated[Form, typer.Option("--format", help="How to print it.")] = Form.TABLE) -> None:
+def status(
+    form: Annotated[Form | None, typer.Option("--format", help="How to print it.", show_default="table")] = None,
+) -> None:
     """Show both slots, what boots next, the upgrade in progress, and whether one can go back.
 
     With --format nagios the exit code is 0 (OK), 1 (WARNING) or 2 (CRITICAL).
@@ -190,7 +193,7 @@ def history(run: Annotated[str, typer.Argument(metavar="[RUN]", help="One run in
 def register(app: typer.Typer) -> None:
     """Put the verbs into the command line, in the order in which they are used."""
     for verb in (status, plan, stage, activate, confirm, rollback, resume, abort, history):
-        app.command()(verb)
+        app.command(cls=Verb)(verb)
 
 
 def _show(plan: Plan, cannot: str) -> None:

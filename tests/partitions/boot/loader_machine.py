@@ -1,4 +1,4 @@
-"""A machine whose only software is GRUB: a small disk with an ESP and two slots, started by QEMU.
+"""A machine whose only software is a boot loader: a small disk with an ESP and two slots, started by QEMU.
 
 The "kernel" in each slot prints its command line to the serial port and resets the machine, so one run of QEMU shows
 boot after boot.
@@ -23,6 +23,9 @@ ESP_AT, ESP_SIZE = 1 * MIB, 16 * MIB
 SLOT_SIZE = 2 * MIB
 GRUB = Path("/usr/lib/grub")
 OVMF = Path("/usr/share/OVMF/OVMF_CODE.fd")
+
+_ANY_KEY = b"Press any key"
+SYSTEMD_BOOT = Path("/usr/lib/systemd/boot/efi/systemd-bootx64.efi")
 
 LAYOUT = BootLayout(
     a=SlotPlace(root="PARTUUID=aaaa", partition=2),
@@ -58,16 +61,29 @@ def stub_kernel() -> bytes:
     return bytes(head) + _STUB.ljust(4096, b"\0")
 
 
-def grub_image(target: str, directory: Path) -> bytes:
-    """GRUB itself, with our early configuration and modules."""
+def loader_image(target: str, directory: Path) -> bytes:
+    """The loader itself: GRUB with our early configuration and modules, or systemd-boot."""
+    if target == "systemd-boot":
+        return SYSTEMD_BOOT.read_bytes()
     early, output = directory / "early.cfg", directory / target
     early.write_text(EARLY_CONFIG)
     subprocess.run(mkimage_arguments(target, output=str(output), early_config=str(early)), check=True)
     return output.read_bytes()
 
 
+def stub_efi_program(says: str, directory: Path) -> bytes:
+    """What systemd-boot takes for a kernel: a program that says something and resets the machine."""
+    early, output = directory / "stub.cfg", directory / "stub.efi"
+    early.write_text(f"echo {says}\nreboot\n")
+    command = ["grub-mkimage", "-O", "x86_64-efi", "-o", output, "-c", early, "-p", "/none", "echo", "reboot"]
+    subprocess.run(command, check=True)
+    return output.read_bytes()
+
+
 def make_disk(path: Path, target: str, esp_files: Mapping[str, bytes], slots: Mapping[str, bytes | None]) -> None:
-    """A GPT disk that starts on UEFI or BIOS (`target`). `slots`: the kernel in each, None for an empty filesystem."""
+    """A GPT disk that starts on UEFI or BIOS. `target`: a GRUB target, or ``systemd-boot``. `slots`: the kernel in
+    each, None for an empty filesystem.
+    """
     work = path.parent
     with path.open("wb") as disk:
         disk.truncate(ESP_AT + ESP_SIZE + 2 * SLOT_SIZE + MIB)
@@ -77,8 +93,8 @@ def make_disk(path: Path, target: str, esp_files: Mapping[str, bytes], slots: Ma
     with esp.open("wb") as file:
         file.truncate(ESP_SIZE)
     subprocess.run(["mkfs.vfat", "-n", "ESP", esp], check=True, stdout=subprocess.DEVNULL)
-    image = grub_image(target, work)
-    if target == "x86_64-efi":
+    image = loader_image(target, work)
+    if target != "i386-pc":
         esp_files = {**esp_files, "EFI/BOOT/BOOTX64.EFI": image}
     tree = work / "esp"
     for name, content in esp_files.items():
@@ -106,22 +122,27 @@ def esp_read(disk: Path, name: str) -> bytes:
 
 
 def run(disk: Path, target: str, until: Callable[[str], bool], *, read_only: bool = False, limit: float = 60) -> str:
-    """Start the machine; return what the serial line said once `until` is content with it. Raises TimeoutError."""
+    """Start the machine; return what the serial line said once `until` is content with it. Where GRUB waits for a key
+    after an error, one is pressed. Raises TimeoutError.
+    """
     drive = f"file={disk},format=raw,if=none,id=d" + (",readonly=on" if read_only else "")
     argv = ["qemu-system-x86_64", "-machine", "q35", "-accel", "tcg", "-m", "128", "-display", "none", "-nic", "none"]
     argv += ["-drive", drive, "-device", "virtio-blk-pci,drive=d,bootindex=0", "-serial", "stdio", "-monitor", "none"]
-    if target == "x86_64-efi":
+    if target != "i386-pc":
         argv += ["-drive", f"if=pflash,format=raw,readonly=on,file={OVMF}"]
     heard = b""
     deadline = time.monotonic() + limit
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as machine:
-        assert machine.stdout is not None
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as machine:
+        assert machine.stdout is not None and machine.stdin is not None
         try:
             while not until(text := _plain(heard)):
                 ready, _, _ = select.select([machine.stdout], [], [], max(0.0, deadline - time.monotonic()))
                 more = os.read(machine.stdout.fileno(), 65536) if ready else b""
                 if not more:
                     raise TimeoutError(f"QEMU stopped or said too little within {limit} s:\n{text[-4000:]}")
+                if (heard + more).count(_ANY_KEY) > heard.count(_ANY_KEY):
+                    machine.stdin.write(b" ")
+                    machine.stdin.flush()
                 heard += more
             return text
         finally:

@@ -1,0 +1,39 @@
+# Everything here runs as root on Debian 12: it installs the packages it needs, mounts loop devices and boots machines.
+PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo /usr/bin/python3 || echo python3)
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: help demo test check lint bench clean
+help: ## show this
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.ready .packages ## the main job in a virtual machine: stage, activate, confirm, roll back, fall back
+	$(RUN) -m vagrant.demo
+
+test: $(VENV)/.ready .packages lint ## all tests (devices, mounts and virtual machines included)
+	$(RUN) -m pytest -q
+
+check: lint ## linters, types, the direction of imports, the docs
+	$(RUN) -m pytest -q tests/test_house.py tests/docs
+
+lint: $(VENV)/.ready
+	$(VENV)/bin/ruff check --quiet .
+	$(VENV)/bin/ruff format --check --quiet .
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/.ready .packages ## measure against peers; ends with one line per figure
+	tools/install-system-packages bench
+	$(RUN) -m bench
+
+clean: ## remove the virtual environment (the lab's cache is under /var/cache/updater-lab)
+	rm -rf $(VENV)
+
+.PHONY: .packages
+.packages:
+	@tools/install-system-packages lab
+
+$(VENV)/.ready: pyproject.toml
+	@tools/install-system-packages python
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable .[dev]
+	@touch $@

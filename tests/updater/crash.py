@@ -1,0 +1,411 @@
+"""The crash harness: a scenario dies at every point that it passes, and what is left is resumed or aborted.
+
+The points are not listed anywhere: a recording run finds them (`points`), so a new step, hook or point is taken in by
+itself. The dying is real: the scenario runs in a child process that ends with `os._exit`, so no `finally` and no
+`with` gets a chance, locks and mounts go as the kernel takes them, and what counts is what the files hold then.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import signal
+import threading
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from core import faults, run
+from updater import status as status_
+from updater.node import open_node
+from updater.status import STEPS, Indicator
+
+from tests.updater.lab import attempt, copy_sandbox, do, hooks_ran, look, power_cycle
+
+T = TypeVar("T")
+
+#: Exit code of a child that died at the point where it should.
+DIED = 77
+
+
+# -- processes
+
+
+class ChildFailed(AssertionError):
+    """Something was raised in a child process: its traceback."""
+
+
+def in_child(action: Callable[[], T]) -> T | None:
+    """Run `action` in a forked process and return what it returns; None when it died at a crash point."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.close(reading)
+            run.ENVIRONMENT["E2FSPROGS_FAKE_TIME"] = "1800000000"  # else no two runs of resize2fs give the same bytes
+            try:
+                answer: tuple[bool, Any] = (True, action())
+            except BaseException:
+                answer = (False, traceback.format_exc())
+            with os.fdopen(writing, "wb") as out:
+                pickle.dump(answer, out)
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writing)
+    try:
+        with os.fdopen(reading, "rb") as source:
+            raw = source.read()
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code == DIED:
+        return None
+    if code != 0:
+        raise ChildFailed(f"the child ended with {code}")
+    good, value = pickle.loads(raw)
+    if not good:
+        raise ChildFailed(value)
+    result: T = value
+    return result
+
+
+def spread(jobs: Sequence[Callable[[], T]]) -> list[T]:
+    """Do all jobs, in as many forked processes as there are cores. In the order of the jobs."""
+    workers = len(os.sched_getaffinity(0))
+    results: dict[int, T] = {}
+    errors: list[BaseException] = []
+
+    def work(part: int) -> None:
+        try:
+            done = in_child(lambda: {n: jobs[n]() for n in range(part, len(jobs), workers)})
+            results.update(done or {})
+        except BaseException as error:
+            errors.append(error)
+
+    # The threads only wait for the processes that they forked.
+    threads = [threading.Thread(target=work, args=(part,)) for part in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return [results[n] for n in range(len(jobs))]
+
+
+# -- points
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The `number`-th passing (from 1) of the point `name` while the step `during` is the last one that was heard of."""
+
+    during: str
+    name: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.name}#{self.number} ({self.during or 'no step yet'})"
+
+
+class _Counter:
+    """Names the points that are passed. Threads may pass points at the same time."""
+
+    def __init__(self) -> None:
+        self.seen: Counter[tuple[str, str]] = Counter()
+        self.order: list[Point] = []
+        self._during = ""
+        self._lock = threading.Lock()
+
+    def passed(self, name: str) -> Point:
+        with self._lock:
+            if name.startswith("journal:intend:"):
+                self._during = name.removeprefix("journal:intend:")
+            key = (self._during, name)
+            self.seen[key] += 1
+            point = Point(*key, self.seen[key])
+            self.order.append(point)
+            return point
+
+
+def points(act: Callable[[], object]) -> list[Point]:
+    """The points that `act` passes, run once in a child; of those passed often in one step the first, a middle and the
+    last time.
+    """
+
+    def record() -> list[Point]:
+        counter = _Counter()
+        faults.arm(lambda name: void(counter.passed(name)))
+        act()
+        faults.arm(None)
+        return [
+            point
+            for point in counter.order
+            if point.number in (1, (last := counter.seen[point.during, point.name]) // 2 + 1, last)
+        ]
+
+    found = in_child(record)
+    assert found is not None
+    return found
+
+
+def die_at(point: Point, act: Callable[[], object]) -> bool:
+    """Run `act` in a child that dies at the point. False: it never came there."""
+
+    def doomed() -> bool:
+        counter = _Counter()
+
+        def check(name: str) -> None:
+            if counter.passed(name) == point:
+                os._exit(DIED)
+
+        faults.arm(check)
+        act()
+        return False
+
+    return in_child(doomed) is None
+
+
+def void(_: object) -> None:
+    """Swallow a value."""
+
+
+# -- scenarios
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """What is done (`act`, with a node.toml) to a copy of a prepared sandbox.
+
+    `resumed`: verbs that `resume` may stand for once the run is over or never began (default: `act` itself).
+    `only`: steps whose points are tried (default: all). `same_bytes`: whether slots come out byte for byte equal.
+    """
+
+    name: str
+    prepared: Path
+    act: Callable[[Path], object]
+    finish: Callable[[Path], object] | None = None
+    only: frozenset[str] = frozenset()
+    same_bytes: bool = True
+
+
+@dataclass
+class Tried:
+    """What a scenario came to: the points, how many crashes were played, and every fault found."""
+
+    points: list[Point] = field(default_factory=list)
+    crashes: int = 0
+    ends: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+def try_all(scenario: Scenario, work: Path) -> Tried:
+    """Die at every point of the scenario, and go on in every way."""
+    work.mkdir()
+    tried = Tried()
+    recording = copy_sandbox(scenario.prepared, work / "recording")
+    tried.points = [
+        point
+        for point in points(lambda: scenario.act(recording))
+        if not scenario.only or point.during in scenario.only
+    ]
+    known = _Known.of(scenario, work)
+    jobs = [_job(scenario, known, point, work / f"p{n}") for n, point in enumerate(tried.points)]
+    for point, (ends, found) in zip(tried.points, spread(jobs), strict=True):
+        tried.crashes += 1
+        tried.ends += ends
+        tried.faults += [f"{scenario.name}, dead at {point}, {fault}" for fault in found]
+    shutil.rmtree(work)
+    return tried
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """How things look where nobody died: before, after the scenario, and after the prepared run is finished instead."""
+
+    before: dict[str, Any]
+    after: dict[str, Any]
+    finished: dict[str, Any]
+    aborted: dict[str, Any]
+    hooks: frozenset[str]
+    complete: frozenset[str]
+
+    @classmethod
+    def of(cls, scenario: Scenario, work: Path) -> _Known:
+        copies = {name: copy_sandbox(scenario.prepared, work / f"known-{name}") for name in ("after", "finished", "ab")}
+        before = _seen(copies["after"])
+        void(in_child(lambda: scenario.act(copies["after"])))
+        void(in_child(lambda: (scenario.finish or scenario.act)(copies["finished"])))
+        void(in_child(lambda: attempt(copies["ab"], "abort")))
+        after, finished, aborted = (_seen(copies[name]) for name in ("after", "finished", "ab"))
+        ends = [before, after, finished]
+        return cls(
+            before=before,
+            after=after,
+            finished=finished,
+            aborted=aborted,
+            hooks=frozenset(hooks_ran(copies["after"])),
+            # A slot holds a complete system if an undisturbed run ever booted it or sealed it like this.
+            complete=frozenset(
+                end["content"][slot]
+                for end in ends
+                for slot in "ab"
+                if slot == end["booted"] or "good" in end["environment"][slot] or "seal" in end["records"][slot]
+            ),
+        )
+
+
+def _job(scenario: Scenario, known: _Known, point: Point, work: Path) -> Callable[[], tuple[int, list[str]]]:
+    def job() -> tuple[int, list[str]]:
+        work.mkdir()
+        dead = copy_sandbox(scenario.prepared, work / "dead")
+        found: list[str] = []
+        ends = 0
+        if not die_at(point, lambda: scenario.act(dead)):
+            found.append("the point was not reached again")
+        found += _judge_dead(dead, known, scenario)
+        for power in (False, True):
+            for way in ("resume", "abort"):
+                ends += 1
+                config = copy_sandbox(work / "dead", work / f"{way}-{power}")
+                label = f"{'power cycle, ' if power else ''}{way}: "
+                try:
+                    found += [label + fault for fault in _go_on(scenario, known, config, way=way, power=power)]
+                except ChildFailed as error:
+                    found.append(f"{label}{error}")
+        shutil.rmtree(work)
+        return ends, found
+
+    return job
+
+
+# -- what must hold
+
+
+def _go_on(scenario: Scenario, known: _Known, config: Path, *, way: str, power: bool) -> list[str]:
+    """Go on after the crash, each time in a process of its own, and say what is wrong in the end."""
+    found: list[str] = []
+    dead = _seen(config)
+    if power:
+        in_child(lambda: power_cycle(config))
+        told = in_child(lambda: attempt(config, "confirm")) or ""
+        # "wrong state" is how confirm says that an interrupted run needs a decision.
+        if not told.startswith(("done", "nothing", "fell-back", "wrong state: ")):
+            found.append(f"confirm says {told!r}")
+        found += _judge_dead(config, known, scenario)
+    left = _seen(config)
+    never_began = left["runs"] == known.before["runs"] and left["open run"] == known.before["open run"] is None
+    if left["open run"]:
+        said = in_child(lambda: attempt(config, way)) or ""
+    elif never_began:
+        said = in_child(lambda: str(scenario.act(config))) if way == "resume" else "nothing to abort"
+    else:
+        said = "the run is over"
+    seen = _seen(config)
+    if seen["next boot"] != seen["booted"] and seen["open run"] is None:  # died just before the reboot
+        in_child(lambda: power_cycle(config))
+        in_child(lambda: attempt(config, "confirm"))
+        seen = _seen(config)
+    found += _judge_end(seen, known)
+    if said.startswith("rollback refused"):  # from a slot that was never confirmed the way leads only on
+        in_child(lambda: attempt(config, "resume"))
+        seen = _seen(config)
+        return found + _differences(seen, known.after, known.finished, scenario=scenario)
+    if seen["open run"] is not None:
+        found.append(f"{said!r}, and a run is still open: {seen['open run']}")
+    elif way == "resume" or said == "the run is over":
+        ends = [known.after, known.finished] if way == "resume" else [known.after, known.finished, known.aborted]
+        found += _differences(seen, *ends, scenario=scenario)
+        missed = known.hooks - (in_child(lambda: hooks_ran(config)) or set())
+        if missed and seen["last run"] == known.after["last run"]:
+            found.append(f"hooks that never ran: {', '.join(sorted(missed))}")
+    else:
+        found += _judge_abort(seen, dead, known, said)
+    return found
+
+
+def _judge_dead(config: Path, known: _Known, scenario: Scenario) -> list[str]:
+    """What holds at any moment: it boots into something complete, and status says something sensible."""
+    told = in_child(lambda: _status(config))
+    assert told is not None
+    seen, shown = told
+    found = list(seen["broken"])
+    pick = seen["next boot"]
+    if pick is None:
+        found.append("no slot is fit for the next boot")
+    elif scenario.same_bytes and seen["content"][pick] not in known.complete:
+        found.append(f"the next boot goes to slot {pick}, which holds no complete system")
+    if seen["open run"] is None:
+        return found
+    if shown.upgrade is None or not shown.upgrade.step:
+        found.append("status does not show the open run")
+    elif shown.upgrade.state == "under way":
+        found.append("status takes a dead run for one under way")
+    elif shown.upgrade.next != ("updater resume", "updater abort"):
+        found.append(f"status offers {shown.upgrade.next}")
+    elif shown.upgrade.state == "interrupted" and shown.indicator is Indicator.OK:
+        found.append("status says OK while a run is interrupted")
+    return found
+
+
+def _status(config: Path) -> tuple[dict[str, Any], status_.Status]:
+    with open_node(config) as node:
+        shown = status_.status_of(node)
+    for form in (status_.nagios, status_.prometheus, lambda found: str(found.as_json())):
+        assert form(shown)
+    return look(config), shown
+
+
+def _judge_end(seen: dict[str, Any], known: _Known) -> list[str]:
+    found = list(seen["broken"])
+    if seen["next boot"] is None or seen["content"][seen["next boot"]] not in known.complete:
+        found.append(f"in the end the next boot goes to {seen['next boot']}, which holds no complete system")
+    return found
+
+
+def _judge_abort(seen: dict[str, Any], dead: dict[str, Any], known: _Known, said: str) -> list[str]:
+    """The old slot is good, and booted or next. Where nothing had changed yet, nothing has changed."""
+    found = []
+    old = known.before["booted"]
+    if seen["booted"] != old or seen["next boot"] != old:
+        found.append(f"{said!r}: slot {seen['booted']} runs, {seen['next boot']} is next, and {old} was the old one")
+    if seen["environment"][old] != known.before["environment"][old]:
+        found.append(f"{said!r}: slot {old} is {seen['environment'][old]}, was {known.before['environment'][old]}")
+    whole = ("environment", "primary", "content", "records", "slots", "data", "booted")
+    if all(dead[key] == known.before[key] for key in whole):
+        changed = [f"{key}: {known.before[key]} -> {seen[key]}" for key in whole if seen[key] != known.before[key]]
+        if changed and known.before["open run"] is None:
+            found.append(f"{said!r}: nothing was touched when it died, and now {changed}")
+    return found
+
+
+def _differences(seen: dict[str, Any], *ends: dict[str, Any], scenario: Scenario) -> list[str]:
+    """How the end differs from the nearest of the ends that it may have."""
+    ignored = {"runs"} | (set() if scenario.same_bytes else {"content", "records"})
+    told = [
+        [f"{key} is {seen[key]}, should be {end[key]}" for key in end if key not in ignored and seen[key] != end[key]]
+        for end in ends
+    ]
+    return min(told, key=len)
+
+
+def _seen(config: Path) -> dict[str, Any]:
+    found = in_child(lambda: look(config))
+    assert found is not None
+    return found
+
+
+def step_names() -> frozenset[str]:
+    """The names of all steps of all stories, hooks left out."""
+    return frozenset(name for names in STEPS.values() for name in names)
+
+
+__all__ = ["DIED", "ChildFailed", "Point", "Scenario", "Tried", "die_at", "do", "in_child", "points", "step_names", "try_all"]

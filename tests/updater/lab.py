@@ -1,0 +1,165 @@
+"""What the tests of the roof share: tiny signed bundles, sandboxes, and what can be seen of one."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from core.errors import UpdaterError
+from core.report import Report
+from images import keys
+from images.build import BuildSpec, build
+from partitions.boot.state import SLOTS, broken, next_boot
+from updater import recovery, sandbox, status, upgrade
+from updater.checks import Purposes
+from updater.cli.node import followed
+from updater.machine import Sandbox
+from updater.node import Node, open_node
+
+IMAGE = 1 << 20
+SLOT = 3 << 20  # more than the image, so that `grow` has something to do
+CHUNK = 64 << 10
+CREATED = datetime(2026, 9, 2, 1, 0, tzinfo=UTC)
+
+#: The whole sandbox waits for nothing: one look at the health checks per boot.
+IMPATIENT = ("deadline = 2\ninterval = 0.2", "deadline = 0\ninterval = 0.01")
+
+
+@dataclass
+class Lab:
+    """Bundles by release, made when they are first asked for and signed with one key; and sandboxes that trust it."""
+
+    home: Path
+    key: Path
+    public: Path
+    made: dict[str, Path] = field(default_factory=dict)
+
+    @classmethod
+    def create(cls, home: Path) -> Lab:
+        """A lab with a new key in `home`."""
+        key, public = keys.generate(home / "release.pem")
+        return cls(home=home, key=key, public=public)
+
+    def bundle(self, release: str, **changed: Any) -> Path:
+        """A bundle of a tiny ext4 image with content of its own per release; `changed`: fields of BuildSpec."""
+        name = f"{release}-{blake3(repr(sorted(changed.items())).encode()).hexdigest()[:8]}" if changed else release
+        if name not in self.made:
+            tree = self.home / f"tree-{name}"
+            (tree / "boot").mkdir(parents=True)
+            noise = random.Random(name)
+            for file in ("vmlinuz-6.1", "initrd.img-6.1"):
+                (tree / "boot" / file).write_bytes(f"{release} {file}".encode() + noise.randbytes(100_000))
+            spec: dict[str, Any] = {"compatible": "sandbox", "size": IMAGE, "chunk_size": CHUNK, "created": CREATED}
+            spec |= {"level": 1, "tree": tree} | changed
+            output = self.home / f"{name}.bundle"
+            self.made[name] = build(BuildSpec(release=release, **spec), output, [keys.load_signer(str(self.key))])
+        return self.made[name]
+
+    def sandbox(self, directory: Path, release: str = "MR95-1", *, carry: tuple[Path, ...] = ()) -> Path:
+        """A sandbox whose slot a holds recognisable bytes and "runs" `release`. Returns its node.toml."""
+        config = sandbox.create(
+            directory, slot_size=SLOT, keys=[self.public], release=release, compatible="sandbox"
+        )
+        text = config.read_text().replace(*IMPATIENT)
+        config.write_text(text.replace("carry = []", f"carry = {json.dumps([str(path) for path in carry])}"))
+        (directory / "slots" / "a.img").write_bytes(blake3(release.encode()).digest(length=SLOT))
+        return config
+
+
+def add_hooks(directory: Path, moments: tuple[str, ...], script: str = "") -> None:
+    """Hang a hook on each moment. It writes the moment's name, and a line per call, to the file ``hooks-ran``."""
+    for moment in moments:
+        hook = directory / "hooks" / f"{moment}.d" / "10-note"
+        hook.parent.mkdir()
+        hook.write_text(script or '#!/bin/sh\nhere="${0%/*}"; name="${here##*/}"\necho "${name%.d}" >> "${0%/hooks/*}/hooks-ran"\n')
+        hook.chmod(0o755)
+
+
+def copy_sandbox(source: Path, target: Path) -> Path:
+    """A copy of a sandbox that nobody uses, at home in its new place. Returns its node.toml."""
+    shutil.copytree(source, target)
+    for name in ("node.toml", "health.d/10-release"):
+        file = target / name
+        file.write_text(file.read_text().replace(f"{source}/", f"{target}/"))
+    return target / "node.toml"
+
+
+# -- what people and systemd do with a node, each as if in a process of its own
+
+
+def do(config: Path, verb: str, *arguments: Any, report: Report | None = None, **options: Any) -> str:
+    """A verb of the command line, followed over the reboots of the sandbox. Returns the outcome's state."""
+    verbs: Mapping[str, Callable[..., Any]] = {
+        "stage": upgrade.stage,
+        "activate": upgrade.activate,
+        "rollback": upgrade.rollback,
+        "confirm": recovery.confirm,
+        "resume": recovery.resume,
+        "abort": recovery.abort,
+    }
+    report = report or Report()
+    if verb == "stage":
+        arguments = (str(arguments[0]),)
+        options = {"purposes": Purposes(), **options}
+    with open_node(config) as node:
+        outcome = verbs[verb](node, *arguments, report, **options)
+        return str(followed(node, outcome, report, bool(options.get("by_hand"))).state)
+
+
+def attempt(config: Path, verb: str, *arguments: Any, **options: Any) -> str:
+    """As `do`; a refusal is an answer too: the error's kind and message."""
+    try:
+        return do(config, verb, *arguments, **options)
+    except UpdaterError as error:
+        return f"{error.kind}: {error.message}"
+
+
+def power_cycle(config: Path) -> None:
+    """Off and on: the model of the boot loader picks a slot. What systemd then starts is up to the caller."""
+    with open_node(config) as node:
+        assert isinstance(node.machine, Sandbox)
+        node.machine.reboot()
+
+
+def look(config: Path) -> dict[str, Any]:
+    """All that can be seen of a node, as plain data. Times, ids and reasons are left out, so that two nodes that went
+    the same way look the same.
+    """
+    with open_node(config) as node:
+        state = node.boot.read()
+        run = node.journal.open_run()
+        runs = node.journal.runs()
+        return {
+            "booted": node.booted,
+            "next boot": next_boot(state),
+            "environment": {slot: f"{state[slot].state} {state[slot].tries}" for slot in SLOTS},
+            "primary": state.primary,
+            "broken": broken(state),
+            "content": {slot: blake3(node.device(slot).read_bytes()).hexdigest()[:16] for slot in SLOTS},
+            "records": {slot: _record(node, slot) for slot in SLOTS},
+            "slots": {each.slot: f"{each.release} {each.state}" for each in status.status_of(node).slots},
+            "data": str(node.data_release),
+            "attempts": node.journal.fact("attempts") or [],
+            "open run": run and run.verb,
+            "runs": len(runs),
+            "last run": f"{runs[0].verb} {runs[0].state}" if runs else "",
+        }
+
+
+def _record(node: Node, slot: str) -> dict[str, Any]:
+    record = {key: value for key, value in node.journal.slot(slot).items() if key != "written"}
+    return record | ({"failed": bool(record["failed"])} if "failed" in record else {})
+
+
+def hooks_ran(config: Path) -> set[str]:
+    """The moments at which hooks of `add_hooks` ran, at least once."""
+    file = config.parent / "hooks-ran"
+    return set(file.read_text().split()) if file.exists() else set()

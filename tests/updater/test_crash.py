@@ -1,0 +1,164 @@
+"""Power is lost, or the process killed, at every point of every story; then resume, or abort, must end well."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from updater.hooks import MOMENTS
+from updater.node import open_node
+from updater.upgrade import activate_steps, open_bundle, rollback_steps, stage_steps
+
+from tests.updater.crash import Scenario, Tried, die_at, in_child, points, step_names, try_all
+from tests.updater.lab import Lab, add_hooks, copy_sandbox, do
+
+#: What a scenario begins with: verbs done to a fresh sandbox, each a list of words; the release of a bundle for stage.
+Begin = tuple[tuple[str, ...], ...]
+
+STAGED: Begin = (("stage", "MR96-1"),)
+CONFIRMED: Begin = (*STAGED, ("activate",))  # b runs MR96-1, a is its way back
+BACK: Begin = (*CONFIRMED, ("rollback",))  # a runs MR95-1, b holds MR96-1, confirmed
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scenario: what was done before, the verb that dies, and where a run is already open, at which point it was
+    left open. `unhealthy`: a release whose health check fails. `finish`: the verb whose end `resume` may come to.
+    """
+
+    begin: Begin
+    act: tuple[str, ...]
+    left_at: tuple[str, ...] = ()
+    left_verb: tuple[str, ...] = ()
+    unhealthy: str = ""
+    finish: str = ""
+    hooks: tuple[str, ...] = ()
+
+
+CASES = {
+    "stage": Case((), ("stage", "MR96-1"), hooks=MOMENTS),
+    "stage over a staged release": Case(STAGED, ("stage", "MR96-2")),
+    "stage over a confirmed release": Case(BACK, ("stage", "MR96-2")),
+    "stage over the way back": Case(CONFIRMED, ("stage", "MR97-1")),
+    "activate": Case(STAGED, ("activate",), hooks=MOMENTS),
+    "activate, fails": Case(STAGED, ("activate",), unhealthy="MR96-1", hooks=("after-fallback",)),
+    "activate a confirmed slot": Case(BACK, ("activate",)),
+    "activate a confirmed slot, fails": Case(BACK, ("activate",), unhealthy="MR96-1"),
+    "rollback": Case(CONFIRMED, ("rollback",), hooks=MOMENTS),
+    "abort of stage": Case((), ("abort",), ("write:flushed",), ("stage", "MR96-1"), finish="resume"),
+    "abort of stage over the way back": Case(
+        CONFIRMED, ("abort",), ("mark:applied",), ("stage", "MR97-1"), finish="resume"
+    ),
+    "abort of activate, not booted": Case(STAGED, ("abort",), ("flip:applied",), ("activate",), finish="resume"),
+    "abort of activate, booted": Case(STAGED, ("abort",), ("health:intended",), ("activate",), finish="resume"),
+    "abort of rollback": Case(CONFIRMED, ("abort",), ("flip-back:done",), ("rollback",), finish="resume"),
+    "resume of stage": Case((), ("resume",), ("write:before-flush",), ("stage", "MR96-1")),
+    "resume of activate, not booted": Case(STAGED, ("resume",), ("flip:applied",), ("activate",)),
+    "resume of activate, booted": Case(STAGED, ("resume",), ("health:intended",), ("activate",)),
+    "resume of rollback": Case(CONFIRMED, ("resume",), ("flip-back:intended",), ("rollback",)),
+}
+
+
+@dataclass
+class Tally:
+    """What all scenarios together came to."""
+
+    tried: dict[str, Tried] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@pytest.fixture(scope="module")
+def prepare(lab: Lab, memory: Path) -> Callable[[Case, str], Path]:
+    """Makes the sandbox that a case begins with."""
+    cache: dict[Begin, Path] = {}
+
+    def begun(begin: Begin) -> Path:
+        if begin not in cache:
+            home = memory / f"begun-{len(cache)}"
+            if begin:
+                config = copy_sandbox(begun(begin[:-1]), home)
+                in_child(lambda: _act(lab, begin[-1])(config))
+            else:
+                lab.sandbox(home)
+            cache[begin] = home
+        return cache[begin]
+
+    def make(case: Case, name: str) -> Path:
+        config = copy_sandbox(begun(case.begin), memory / f"prepared-{name}")
+        add_hooks(config.parent, case.hooks)
+        if case.unhealthy:
+            (config.parent / "unhealthy").write_text(f"{case.unhealthy}\n")
+        for at in case.left_at:
+            act = _act(lab, case.left_verb)
+            # The point's own occurrence does not matter here: the first one is meant.
+            trial = copy_sandbox(config.parent, memory / f"trial-{name}")
+            wanted = next(point for point in points(lambda: act(trial)) if point.name == at)
+            assert die_at(wanted, lambda: act(config))
+        return config.parent
+
+    return make
+
+
+def _act(lab: Lab, words: tuple[str, ...]) -> Callable[[Path], object]:
+    arguments = [lab.bundle(word) for word in words[1:]]
+    return lambda config: do(config, words[0], *arguments)
+
+
+@pytest.fixture(scope="module")
+def tally() -> Tally:
+    return Tally()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_death_at_every_point(
+    name: str,
+    lab: Lab,
+    memory: Path,
+    prepare: Callable[[Case, str], Path],
+    tally: Tally,
+    record_property: Callable[[str, object], None],
+) -> None:
+    case = CASES[name]
+    begun = time.monotonic()
+    label = name.replace(" ", "-").replace(",", "")
+    scenario = Scenario(
+        name=name,
+        prepared=prepare(case, label),
+        act=_act(lab, case.act),
+        finish=_act(lab, (case.finish,)) if case.finish else None,
+    )
+    tried = try_all(scenario, memory / f"crash-{label}")
+    tally.tried[name] = tried
+    tally.seconds += time.monotonic() - begun
+    record_property("crash points", tried.crashes)
+    print(f"{name}: {tried.crashes} deaths, {tried.ends} ways on, {time.monotonic() - begun:.1f} s")
+    assert tried.crashes > 5
+    assert not tried.faults, f"{len(tried.faults)} faults:\n" + "\n".join(tried.faults[:40])
+
+
+def test_every_step_of_every_story_is_covered(tally: Tally, lab: Lab, place: Path) -> None:
+    """Also the steps that are made tomorrow: the stories are asked for their steps, and the harness for the points."""
+    if set(tally.tried) != set(CASES):
+        pytest.skip("only after all scenarios")
+    seen = {point.name for tried in tally.tried.values() for point in tried.points}
+    config = lab.sandbox(place / "node")
+    add_hooks(config.parent, MOMENTS)
+    with open_node(config) as node, open_bundle(node, str(lab.bundle("MR96-1"))) as bundle:
+        from updater.staging import Target
+
+        target = Target(node=node, bundle=bundle, slot="b", source="")
+        stories = [stage_steps(node, target), activate_steps(node, "b", False), rollback_steps(node, "b", False)]
+    names = {step.name for story in stories for step in story}
+    assert names == step_names() | set(MOMENTS) - {"after-fallback"}
+    quiet = {"carry"}  # has nothing to carry in a sandbox; test_carry.py has it die with a real mount
+    for name in names:
+        assert f"journal:intend:{name}" in seen, f"nothing died before {name}"
+        assert name in quiet or f"{name}:intended" in seen, f"nothing died in {name}"
+    print(
+        f"{sum(tried.crashes for tried in tally.tried.values())} deaths, "
+        f"{sum(tried.ends for tried in tally.tried.values())} ways on, {tally.seconds:.0f} s"
+    )
