@@ -134,6 +134,7 @@ class Journal:
     def begin(self, verb: str, plan: Facts) -> Run:
         """Open a run. Raises Busy when another one is open: there is one upgrade at a time."""
         now = datetime.now(UTC)
+        point("journal:begin")
         with self._transaction():
             name = self._free_id(now)
             try:
@@ -151,6 +152,7 @@ class Journal:
 
     def close(self, run: Run, state: RunState, outcome: str) -> None:
         """End a run for good."""
+        point("journal:close")
         with self._transaction():
             self._db.execute(
                 "UPDATE runs SET state = ?, ended = ?, outcome = ? WHERE id = ?",
@@ -211,6 +213,7 @@ class Journal:
 
     def set_slot(self, slot: str, facts: Facts) -> None:
         """Replace what is recorded of a slot's content."""
+        point("journal:slot")
         with self._transaction():
             self._db.execute("INSERT OR REPLACE INTO slots VALUES (?, ?)", (slot, json.dumps(facts)))
 
@@ -221,6 +224,7 @@ class Journal:
 
     def set_fact(self, key: str, value: Any) -> None:
         """Record a fact about the node."""
+        point(f"journal:fact:{key}")
         with self._transaction():
             self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, json.dumps(value)))
 

@@ -20,9 +20,10 @@ from blake3 import blake3
 
 from core.errors import ConfigError, NoSpace, UpdaterError
 from core.files import fsync_dir
+from core.image import BootFiles
 from core.report import Report
 from images import keys, payload, rpms, sections, trees
-from images.manifest import MAX_SECTION, Blob, BootFiles, ImageInfo, Manifest, parse, stamp
+from images.manifest import MAX_SECTION, Blob, ImageInfo, Manifest, parse, stamp
 from images.read import MAGIC
 
 if TYPE_CHECKING:

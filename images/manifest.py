@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from core.errors import BundleInvalid, SignatureInvalid
+from core.image import BootFiles
 from core.release import Policy, Release
 from core.schema import SchemaError, structure
 
@@ -69,22 +70,6 @@ class Blob:
         if not 0 <= self.size <= MAX_SECTION:
             raise ValueError(f"size {self.size} is not within 0 and {MAX_SECTION}")
         _match(_HASH, "digest", self.digest)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BootFiles:
-    """What the boot loader needs: absolute paths inside the slot, and what to add to the kernel's command line."""
-
-    kernel: str
-    initrd: str | None = None
-    cmdline: str = ""
-
-    def __post_init__(self) -> None:
-        for name, path in (("kernel", self.kernel), ("initrd", self.initrd)):
-            if path is not None and (not re.fullmatch(r"(/[A-Za-z0-9_+~:.@-]+)+", path) or "/../" in f"{path}/"):
-                raise ValueError(f"{name} {path!r} is not a plain absolute path inside the slot")
-        if len(self.cmdline) > 1024 or not self.cmdline.isprintable() or not self.cmdline.isascii():
-            raise ValueError("cmdline is not one line of up to 1024 printable ASCII characters")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

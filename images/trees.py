@@ -14,8 +14,8 @@ from blake3 import blake3
 
 from core.errors import CommandFailed, ConfigError
 from core.files import inside
+from core.image import BootFiles
 from core.run import run
-from images.manifest import BootFiles
 
 MIB: Final = 1 << 20
 _LONG: Final = 3600.0

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from core.errors import NotReady
 from core.files import write_atomic
+from core.image import BootFiles
 from core.run import run
-from partitions import disks
-from partitions.boot.backend import BootFiles, BootLayout, SlotPlace, open_backend
-from partitions.boot.state import Slot, fresh
+from partitions import checks, disks
+from partitions.boot.backend import BootLayout, SlotPlace, open_backend
+from partitions.boot.state import SLOTS, Slot, fresh
 from partitions.layout import propose as propose_layout
 from updater.machine import machine_of
 from updater.node_toml import NodeConfig, load_node
@@ -69,9 +71,24 @@ def install(config_file: Path, root: Path, *, units_only: bool, dry_run: bool) -
         return list(units)
     config.data.mkdir(parents=True, exist_ok=True)
     layout = boot_layout(config)
-    booted = machine_of(config).booted_slot()
+    booted = running_slot(config)
     backend = open_backend(config.boot.backend, config.boot.esp, layout=layout)
     return [*units, *backend.install(layout, fresh(booted), {booted: running_boot_files()})]
+
+
+def running_slot(config: NodeConfig) -> Slot:
+    """The slot that runs. Before our boot configuration is in place the kernel is not told, so the root device says.
+
+    Raises NotReady.
+    """
+    try:
+        return machine_of(config).booted_slot()
+    except NotReady:
+        for slot in SLOTS:
+            with suppress(NotReady):
+                checks.runs_from(config.slots[slot].device)
+                return slot
+        raise
 
 
 def boot_layout(config: NodeConfig) -> BootLayout:

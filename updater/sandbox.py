@@ -9,8 +9,9 @@ from pathlib import Path
 
 from core.errors import WrongState
 from core.files import write_atomic
+from core.image import BootFiles
 from core.journal import Journal
-from partitions.boot.backend import BootFiles, BootLayout, SlotPlace, open_backend
+from partitions.boot.backend import BootLayout, SlotPlace, open_backend
 from partitions.boot.state import fresh
 from updater.init import render
 from updater.machine import Sandbox

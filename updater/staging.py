@@ -15,7 +15,6 @@ from core.journal import Facts, StepRecord
 from core.report import Report
 from images.read import Bundle
 from partitions import disks, mounts, slots, write
-from partitions.boot.backend import BootFiles
 from partitions.boot.state import Slot, SlotState, mark_bad
 from patches.files import copy_into
 from updater.node import Node
@@ -37,12 +36,6 @@ class Target:
     def device(self) -> Path:
         """The slot's device."""
         return self.node.device(self.slot)
-
-    @property
-    def boot_files(self) -> BootFiles:
-        """How this release is started."""
-        boot = self.bundle.manifest.boot
-        return BootFiles(kernel=boot.kernel, initrd=boot.initrd, cmdline=boot.cmdline)
 
     def sealed(self) -> bool:
         """Whether the slot holds this release, staged to the end, and is byte for byte as staging left it."""
@@ -216,17 +209,17 @@ class BootEntry(_SlotStep):
 
     def describe(self) -> str:
         """Kernel and initrd."""
-        boot = self.target.boot_files
+        boot = self.target.bundle.manifest.boot
         return f"boot entry for slot {self.target.slot}: {boot.kernel}{f' + {boot.initrd}' if boot.initrd else ''}"
 
     def apply(self, facts: Facts, report: Report) -> str:
         """Write it, unless it is there."""
         target = self.target
         if target.node.boot.kind == "grub":  # GRUB reads the kernel from the slot itself
-            target.node.boot.prepare(target.slot, target.boot_files)
+            target.node.boot.prepare(target.slot, target.bundle.manifest.boot)
             return "written"
         with mounts.mounted(target.device, read_only=True) as root:
-            target.node.boot.prepare(target.slot, target.boot_files, root)
+            target.node.boot.prepare(target.slot, target.bundle.manifest.boot, root)
         return "kernel copied, entry written"
 
 

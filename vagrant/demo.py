@@ -1,5 +1,5 @@
-"""The main job, for real: signed bundles are built from a root tree, release 1 boots in a virtual machine, and inside it
-release 2 is staged, activated, confirmed, rolled back and forward again; release 3 is sick and falls back by itself.
+"""The main job, for real: signed bundles are built from a root tree, release 1 boots in a virtual machine, and inside
+it release 2 is staged, activated, confirmed, rolled back and forward again; release 3 is sick and falls back by itself.
 
 Ends with a table of what happened. Exits with 0 only if every boot was seen from inside the guest, as expected.
 """

@@ -132,9 +132,15 @@ def cached_disk(
 
 
 def overlay(base: Path, into: Path) -> Path:
-    """A qcow2 file that starts as `base` (raw) and keeps all changes to itself: a fresh machine in a blink."""
-    run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base.resolve(), into)
+    """A qcow2 file that starts as `base` (raw or qcow2) and keeps all changes to itself: a fresh disk in a blink."""
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-F", image_format(base), "-b", base.resolve(), into)
     return into
+
+
+def image_format(disk: Path) -> str:
+    """``qcow2`` or ``raw``."""
+    with disk.open("rb") as file:
+        return "qcow2" if file.read(4) == b"QFI\xfb" else "raw"
 
 
 def copy_sparse(source: Path, target: Path, *, at: int, room: int) -> None:

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from vagrant import tree
+from vagrant.disk import image_format
 
 FIRMWARE = Path("/usr/share/OVMF")
 
@@ -101,13 +102,14 @@ class Machine:
         """Is there power?"""
         return self._process is not None and self._process.poll() is None
 
-    def start(self) -> None:
-        """Switch it on. Raises MachineError when QEMU does not start."""
+    def start(self, incoming: str = "") -> None:
+        """Switch it on (`incoming`: see `thaw`). Raises MachineError when QEMU does not start."""
         if self.running:
             raise MachineError("the machine is running already")
+        command = [*self._command(), *(["-incoming", incoming] if incoming else [])]
         log = (self.work / "qemu.log").open("ab")
         with log:
-            self._process = subprocess.Popen(self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + 20
         while not (self._sockets / "qmp").exists():
             if not self.running or time.monotonic() > deadline:
@@ -158,6 +160,39 @@ class Machine:
                 if "error" in answer:
                     raise MachineError(f"QMP {name}: {answer['error']}")
             return answer["return"]
+
+    def freeze(self, into: Path) -> None:
+        """Save the running machine, memory and all, to the directory `into`, and end it. The disk it ran on must then
+        stay as it is: `thaw` puts overlays on it."""
+        self._hang_up()
+        into.mkdir(parents=True)
+        self.qmp("stop")
+        self.qmp("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
+        self.qmp("migrate", uri=f"exec:cat > {shlex.quote(str(into / 'memory'))}")
+        deadline = time.monotonic() + 60
+        while (status := self.qmp("query-migrate")["status"]) != "completed":
+            if status in ("failed", "cancelled") or time.monotonic() > deadline:
+                raise self._failure(f"saving the machine's memory: {status}")
+            time.sleep(0.05)
+        self.qmp("quit")
+        self.wait_off()
+        shutil.copyfile(self._variables, into / "OVMF_VARS.fd")
+        shutil.copyfile(self.serial, into / "serial.log")
+
+    def thaw(self, frozen: Path, timeout: float = 60) -> Boot:
+        """Instead of `start`: go on where a machine was frozen, and return the boot it is in. `disk` must be an
+        overlay of the disk that it was frozen with, memory and cpus must be the same; the clock goes on from there.
+        """
+        shutil.copyfile(frozen / "OVMF_VARS.fd", self._variables)
+        shutil.copyfile(frozen / "serial.log", self.serial)
+        self.start(f"exec:cat {shlex.quote(str(frozen / 'memory'))}")
+        deadline = time.monotonic() + timeout
+        while self.qmp("query-status")["status"] in ("inmigrate", "postmigrate"):
+            if time.monotonic() > deadline:
+                raise self._failure("the frozen machine does not come back")
+            time.sleep(0.05)
+        self.qmp("cont")
+        return self.wait_for_boot(timeout)
 
     # --- boots
 
@@ -234,7 +269,9 @@ class Machine:
     # --- how
 
     def _command(self) -> list[str]:
-        drive = f"driver={self._format()},node-name=disk,file.driver=file,file.filename={self.disk},discard=unmap"
+        drive = (
+            f"driver={image_format(self.disk)},node-name=disk,file.driver=file,file.filename={self.disk},discard=unmap"
+        )
         flash = "if=pflash,format=raw,unit"
         return [
             *("qemu-system-x86_64", "-name", self.work.name, "-nodefaults", "-display", "none", "-no-user-config"),
@@ -249,10 +286,6 @@ class Machine:
             *("-chardev", f"file,id=serial,path={self.serial},append=on", "-serial", "chardev:serial"),
             *("-qmp", f"unix:{self._sockets / 'qmp'},server=on,wait=off"),
         ]
-
-    def _format(self) -> str:
-        with self.disk.open("rb") as file:
-            return "qcow2" if file.read(4) == b"QFI\xfb" else "raw"
 
     def _ssh_options(self) -> list[str]:
         settings = {

@@ -9,32 +9,11 @@ from typing import Protocol
 
 from core.errors import BootEnvironment, ConfigError, WrongState
 from core.files import inside
+from core.image import BootFiles, check_words
 from partitions.boot.state import BAD, BootState, Slot
 
 #: Directory on the ESP that belongs to us, with either loader.
 DIRECTORY = "updater"
-
-#: In `BootLayout.root` etc.: characters a kernel command line may hold. Quotes, backslashes and `$` mean something
-#: to one loader or the other, so they are refused for all.
-_REFUSED = set("\"'\\$`;&|<>{}#\x7f")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BootFiles:
-    """How the system in a slot is started. `kernel`, `initrd`: absolute paths inside the slot. `cmdline`: arguments
-    that this release wants, beside those of the node.
-    """
-
-    kernel: str
-    initrd: str | None = None
-    cmdline: str = ""
-
-    def __post_init__(self) -> None:
-        for path in (self.kernel, self.initrd):
-            if path is not None and (not path.startswith("/") or ".." in path.split("/") or " " in path):
-                raise ValueError(f"{path!r} is no absolute path within the slot")
-        for text in (self.kernel, self.initrd or "", self.cmdline):
-            check_words(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,13 +117,6 @@ def open_backend(
 
         return SystemdBootBackend(esp, layout=layout, plain_filesystem=plain_filesystem)
     raise ConfigError(f"boot backend {kind!r} is not known", next="use grub or systemd-boot in [boot] of node.toml")
-
-
-def check_words(text: str) -> None:
-    """Raise ValueError unless the text can stand in a loader's configuration as it is."""
-    bad = sorted({c for c in text if c in _REFUSED or not 0x20 <= ord(c) < 0x7F})
-    if bad:
-        raise ValueError(f"{text!r} holds characters that boot loaders take for something else: {' '.join(bad)}")
 
 
 def require_bad(state: BootState, slot: Slot) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from partitions.boot.backend import DIRECTORY, BootFiles, BootLayout, SlotPlace
+from core.image import BootFiles
+from partitions.boot.backend import DIRECTORY, BootLayout, SlotPlace
 from partitions.boot.state import MAX_TRIES, SLOTS, Slot
 
 CONFIG = f"{DIRECTORY}/grub.cfg"

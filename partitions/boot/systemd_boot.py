@@ -22,7 +22,8 @@ from pathlib import Path
 from core import faults
 from core.errors import BootEnvironment, ConfigError, NoSpace
 from core.files import fsync_dir, inside, write_atomic
-from partitions.boot.backend import DIRECTORY, BootFiles, BootLayout, Fault, require_bad, require_files
+from core.image import BootFiles
+from partitions.boot.backend import DIRECTORY, BootLayout, Fault, require_bad, require_files
 from partitions.boot.filesystem import mount_faults
 from partitions.boot.state import BAD, GOOD, SLOTS, BootState, Slot, SlotBoot, SlotState, broken, other, require_sound
 

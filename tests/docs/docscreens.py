@@ -20,6 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 _MARK = "@@exit-code "
 _LOOSE = [
+    (re.compile(r"\b[0-9a-f]{4}…[0-9a-f]{2}\b"), "HASH"),
     (re.compile(r"\d{4}-\d\d-\d\d(-[a-z]\b)?"), "DATE"),
     (re.compile(r"\b\d\d:\d\d(:\d\d)?\b"), "TIME"),
     (re.compile(r"\b\d+(\.\d+)? ([kMGT]?B)\b(/s)?"), "SIZE"),
@@ -54,11 +55,11 @@ def commands_of(page: Path) -> list[Command]:
     fence: str | None = None
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         where = f"{page.name}:{number}"
-        if line.startswith("```"):
-            fence = line[3:].strip() if fence is None else None
+        if line.lstrip().startswith("```"):
+            fence = line.lstrip()[3:].strip() if fence is None else None
         elif fence in ("console", "console real-node"):
-            if line.startswith("$ "):
-                found.append(Command(line=line[2:], where=where, real_node=fence != "console"))
+            if line.lstrip().startswith("$ "):
+                found.append(Command(line=line.lstrip()[2:], where=where, real_node=fence != "console"))
             elif line.strip():
                 found[-1].shown.append(line)
         elif fence is None and (hidden := re.fullmatch(r"<!-- run: (.*) -->", line)):
@@ -75,6 +76,7 @@ def run(commands: list[Command], directory: Path, bin_directory: Path) -> list[t
         "LC_ALL": "C.UTF-8",
         "TZ": "UTC",
         "COLUMNS": "120",
+        "PYTHONUNBUFFERED": "1",  # errors in their place among the other lines
     }
     done = subprocess.run(
         ["bash", "-s"],

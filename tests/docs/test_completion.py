@@ -13,7 +13,12 @@ UPDATER = Path(sys.executable).with_name("updater")
 
 def _ask(*words: str, **environment: str) -> str:
     done = subprocess.run(
-        [UPDATER, *words], capture_output=True, text=True, timeout=60, check=True, env={"PATH": "/usr/bin", **environment}
+        [UPDATER, *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={"PATH": "/usr/bin", **environment},
     )
     return done.stdout
 

@@ -81,7 +81,11 @@ def _toml(value: Any) -> str:
 
 def test_node_toml_has_every_key_with_its_type_and_default() -> None:
     wanted = set(_keys(NodeConfig))
-    told = {(row[0].strip("`"), row[1].replace("`", ""), row[2]) for row in _rows(DOCS / "node-toml.md") if row[0][:1] == "`"}
+    told = {
+        (row[0].strip("`"), row[1].replace("`", ""), row[2])
+        for row in _rows(DOCS / "node-toml.md")
+        if row[0][:1] == "`"
+    }
     assert told == wanted
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 import typer
-
 from docscreens import PAGES, ROOT, Command, commands_of, difference, run
 
 from updater.cli.main import app
@@ -35,10 +33,17 @@ ALL = [command for page in PAGES for command in commands_of(page)]
 
 def _updater_lines(command: Command) -> list[list[str]]:
     """The `updater` command lines in a line of shell, as words."""
+    lexer = shlex.shlex(command.line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    parts: list[list[str]] = [[]]
+    for word in lexer:
+        if set(word) <= set("();<>|&"):
+            parts.append([])
+        else:
+            parts[-1].append(word)
     found = []
-    for part in re.split(r"&&|\|\|?|;|&", command.line):
-        words = shlex.split(part, comments=True)
-        while words and (words[0] in ("sudo", "timeout") or words[0].startswith("--signal") or words[0].isdigit()):
+    for words in parts:
+        while words and (words[0] in ("sudo", "timeout", "env") or words[0][:1].isdigit() or "=" in words[0]):
             words.pop(0)
         if words[:1] == ["updater"]:
             found.append(words[1:])

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import BundleInvalid, SignatureInvalid
+from core.image import BootFiles
 from core.release import Release
-from images.manifest import Blob, BootFiles, ImageInfo, Manifest, canonical, check_dates, moment, parse, stamp
+from images.manifest import Blob, ImageInfo, Manifest, canonical, check_dates, moment, parse, stamp
 
 ZERO = "0" * 64
 GOOD = Manifest(

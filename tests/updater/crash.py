@@ -20,13 +20,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from core import faults, run
-from updater import status as status_
-from updater.node import open_node
-from updater.status import STEPS, Indicator
-
-from tests.updater.lab import attempt, copy_sandbox, do, hooks_ran, look, power_cycle
+from tests.updater.lab import attempt, copy_sandbox, look, power_cycle
+from updater.status import STEPS, Indicator, Status
 
 T = TypeVar("T")
+Seen = dict[str, Any]
 
 #: Exit code of a child that died at the point where it should.
 DIED = 77
@@ -106,7 +104,7 @@ def spread(jobs: Sequence[Callable[[], T]]) -> list[T]:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The `number`-th passing (from 1) of the point `name` while the step `during` is the last one that was heard of."""
+    """The `number`-th passing (from 1) of the point `name` while the step `during` is the last one heard of."""
 
     during: str
     name: str
@@ -213,9 +211,7 @@ def try_all(scenario: Scenario, work: Path) -> Tried:
     tried = Tried()
     recording = copy_sandbox(scenario.prepared, work / "recording")
     tried.points = [
-        point
-        for point in points(lambda: scenario.act(recording))
-        if not scenario.only or point.during in scenario.only
+        point for point in points(lambda: scenario.act(recording)) if not scenario.only or point.during in scenario.only
     ]
     known = _Known.of(scenario, work)
     jobs = [_job(scenario, known, point, work / f"p{n}") for n, point in enumerate(tried.points)]
@@ -231,28 +227,34 @@ def try_all(scenario: Scenario, work: Path) -> Tried:
 class _Known:
     """How things look where nobody died: before, after the scenario, and after the prepared run is finished instead."""
 
-    before: dict[str, Any]
-    after: dict[str, Any]
-    finished: dict[str, Any]
-    aborted: dict[str, Any]
-    hooks: frozenset[str]
+    before: Seen
+    after: Seen
+    finished: Seen
+    aborted: Seen
     complete: frozenset[str]
+
+    @property
+    def ends(self) -> list[Seen]:
+        """Where it may end."""
+        return [self.after, self.finished, self.aborted]
 
     @classmethod
     def of(cls, scenario: Scenario, work: Path) -> _Known:
         copies = {name: copy_sandbox(scenario.prepared, work / f"known-{name}") for name in ("after", "finished", "ab")}
-        before = _seen(copies["after"])
+        before = _in_child(lambda: look(copies["after"]))
         void(in_child(lambda: scenario.act(copies["after"])))
         void(in_child(lambda: (scenario.finish or scenario.act)(copies["finished"])))
         void(in_child(lambda: attempt(copies["ab"], "abort")))
-        after, finished, aborted = (_seen(copies[name]) for name in ("after", "finished", "ab"))
+        after, finished, aborted = (
+            _in_child(lambda config=config: look(config))  # type: ignore[misc]
+            for config in copies.values()
+        )
         ends = [before, after, finished]
         return cls(
             before=before,
             after=after,
             finished=finished,
             aborted=aborted,
-            hooks=frozenset(hooks_ran(copies["after"])),
             # A slot holds a complete system if an undisturbed run ever booted it or sealed it like this.
             complete=frozenset(
                 end["content"][slot]
@@ -271,14 +273,15 @@ def _job(scenario: Scenario, known: _Known, point: Point, work: Path) -> Callabl
         ends = 0
         if not die_at(point, lambda: scenario.act(dead)):
             found.append("the point was not reached again")
-        found += _judge_dead(dead, known, scenario)
+        left = _in_child(lambda: look(dead))
+        found += _judge_dead(left, known, scenario)
         for power in (False, True):
             for way in ("resume", "abort"):
                 ends += 1
                 config = copy_sandbox(work / "dead", work / f"{way}-{power}")
                 label = f"{'power cycle, ' if power else ''}{way}: "
                 try:
-                    found += [label + fault for fault in _go_on(scenario, known, config, way=way, power=power)]
+                    found += [label + fault for fault in _go_on(scenario, known, config, left, way=way, power=power)]
                 except ChildFailed as error:
                     found.append(f"{label}{error}")
         shutil.rmtree(work)
@@ -290,41 +293,42 @@ def _job(scenario: Scenario, known: _Known, point: Point, work: Path) -> Callabl
 # -- what must hold
 
 
-def _go_on(scenario: Scenario, known: _Known, config: Path, *, way: str, power: bool) -> list[str]:
-    """Go on after the crash, each time in a process of its own, and say what is wrong in the end."""
+def _go_on(scenario: Scenario, known: _Known, config: Path, dead: Seen, *, way: str, power: bool) -> list[str]:
+    """Go on after the crash, in processes of their own, and say what is wrong in the end."""
     found: list[str] = []
-    dead = _seen(config)
+    left = dead
     if power:
-        in_child(lambda: power_cycle(config))
-        told = in_child(lambda: attempt(config, "confirm")) or ""
+        told, left = _in_child(lambda: (attempt_after_boot(config), look(config)))
         # "wrong state" is how confirm says that an interrupted run needs a decision.
         if not told.startswith(("done", "nothing", "fell-back", "wrong state: ")):
             found.append(f"confirm says {told!r}")
-        found += _judge_dead(config, known, scenario)
-    left = _seen(config)
+        found += _judge_dead(left, known, scenario)
     never_began = left["runs"] == known.before["runs"] and left["open run"] == known.before["open run"] is None
-    if left["open run"]:
-        said = in_child(lambda: attempt(config, way)) or ""
-    elif never_began:
-        said = in_child(lambda: str(scenario.act(config))) if way == "resume" else "nothing to abort"
-    else:
-        said = "the run is over"
-    seen = _seen(config)
-    if seen["next boot"] != seen["booted"] and seen["open run"] is None:  # died just before the reboot
-        in_child(lambda: power_cycle(config))
-        in_child(lambda: attempt(config, "confirm"))
-        seen = _seen(config)
-    found += _judge_end(seen, known)
-    if said.startswith("rollback refused"):  # from a slot that was never confirmed the way leads only on
-        in_child(lambda: attempt(config, "resume"))
-        seen = _seen(config)
-        return found + _differences(seen, known.after, known.finished, scenario=scenario)
+
+    def on() -> tuple[str, Seen]:
+        if left["open run"]:
+            said = attempt(config, way)
+        elif never_began:
+            said = str(scenario.act(config)) if way == "resume" else "nothing to abort"
+        else:
+            said = "the run is over"
+        seen = look(config)
+        if seen["next boot"] != seen["booted"] and seen["open run"] is None:  # died just before the reboot
+            attempt_after_boot(config)
+            seen = look(config)
+        if said.startswith("rollback refused"):  # from a slot that was never confirmed the way leads only on
+            attempt(config, "resume")
+            seen = look(config)
+        return said, seen
+
+    said, seen = _in_child(on)
+    found += _judge_end(seen, known, scenario)
     if seen["open run"] is not None:
         found.append(f"{said!r}, and a run is still open: {seen['open run']}")
-    elif way == "resume" or said == "the run is over":
-        ends = [known.after, known.finished] if way == "resume" else [known.after, known.finished, known.aborted]
+    elif way == "resume" or said == "the run is over" or said.startswith("rollback refused"):
+        ends = [known.after, known.finished] if said != "the run is over" else known.ends
         found += _differences(seen, *ends, scenario=scenario)
-        missed = known.hooks - (in_child(lambda: hooks_ran(config)) or set())
+        missed = known.after["hooks"] - seen["hooks"]
         if missed and seen["last run"] == known.after["last run"]:
             found.append(f"hooks that never ran: {', '.join(sorted(missed))}")
     else:
@@ -332,17 +336,16 @@ def _go_on(scenario: Scenario, known: _Known, config: Path, *, way: str, power: 
     return found
 
 
-def _judge_dead(config: Path, known: _Known, scenario: Scenario) -> list[str]:
+def attempt_after_boot(config: Path) -> str:
+    """Power off and on, and what systemd starts then."""
+    power_cycle(config)
+    return attempt(config, "confirm")
+
+
+def _judge_dead(seen: Seen, known: _Known, scenario: Scenario) -> list[str]:
     """What holds at any moment: it boots into something complete, and status says something sensible."""
-    told = in_child(lambda: _status(config))
-    assert told is not None
-    seen, shown = told
-    found = list(seen["broken"])
-    pick = seen["next boot"]
-    if pick is None:
-        found.append("no slot is fit for the next boot")
-    elif scenario.same_bytes and seen["content"][pick] not in known.complete:
-        found.append(f"the next boot goes to slot {pick}, which holds no complete system")
+    shown: Status = seen["status"]
+    found = _judge_end(seen, known, scenario)
     if seen["open run"] is None:
         return found
     if shown.upgrade is None or not shown.upgrade.step:
@@ -356,22 +359,18 @@ def _judge_dead(config: Path, known: _Known, scenario: Scenario) -> list[str]:
     return found
 
 
-def _status(config: Path) -> tuple[dict[str, Any], status_.Status]:
-    with open_node(config) as node:
-        shown = status_.status_of(node)
-    for form in (status_.nagios, status_.prometheus, lambda found: str(found.as_json())):
-        assert form(shown)
-    return look(config), shown
-
-
-def _judge_end(seen: dict[str, Any], known: _Known) -> list[str]:
+def _judge_end(seen: Seen, known: _Known, scenario: Scenario) -> list[str]:
+    """The boot environment is sound, and the next boot picks a slot that holds a complete system."""
     found = list(seen["broken"])
-    if seen["next boot"] is None or seen["content"][seen["next boot"]] not in known.complete:
-        found.append(f"in the end the next boot goes to {seen['next boot']}, which holds no complete system")
+    pick = seen["next boot"]
+    if pick is None:
+        found.append("no slot is fit for the next boot")
+    elif scenario.same_bytes and seen["content"][pick] not in known.complete:
+        found.append(f"the next boot goes to slot {pick}, which holds no complete system")
     return found
 
 
-def _judge_abort(seen: dict[str, Any], dead: dict[str, Any], known: _Known, said: str) -> list[str]:
+def _judge_abort(seen: Seen, dead: Seen, known: _Known, said: str) -> list[str]:
     """The old slot is good, and booted or next. Where nothing had changed yet, nothing has changed."""
     found = []
     old = known.before["booted"]
@@ -387,9 +386,9 @@ def _judge_abort(seen: dict[str, Any], dead: dict[str, Any], known: _Known, said
     return found
 
 
-def _differences(seen: dict[str, Any], *ends: dict[str, Any], scenario: Scenario) -> list[str]:
+def _differences(seen: Seen, *ends: Seen, scenario: Scenario) -> list[str]:
     """How the end differs from the nearest of the ends that it may have."""
-    ignored = {"runs"} | (set() if scenario.same_bytes else {"content", "records"})
+    ignored = {"runs", "hooks", "status"} | (set() if scenario.same_bytes else {"content", "records"})
     told = [
         [f"{key} is {seen[key]}, should be {end[key]}" for key in end if key not in ignored and seen[key] != end[key]]
         for end in ends
@@ -397,15 +396,12 @@ def _differences(seen: dict[str, Any], *ends: dict[str, Any], scenario: Scenario
     return min(told, key=len)
 
 
-def _seen(config: Path) -> dict[str, Any]:
-    found = in_child(lambda: look(config))
-    assert found is not None
+def _in_child(action: Callable[[], T]) -> T:
+    found = in_child(action)
+    assert found is not None, "it died, and nothing was armed"
     return found
 
 
 def step_names() -> frozenset[str]:
     """The names of all steps of all stories, hooks left out."""
     return frozenset(name for names in STEPS.values() for name in names)
-
-
-__all__ = ["DIED", "ChildFailed", "Point", "Scenario", "Tried", "die_at", "do", "in_child", "points", "step_names", "try_all"]

@@ -25,7 +25,7 @@ from updater.machine import Sandbox
 from updater.node import Node, open_node
 
 IMAGE = 1 << 20
-SLOT = 3 << 20  # more than the image, so that `grow` has something to do
+ROOMY = 3 << 20  # a slot in which the image's filesystem has something to grow into
 CHUNK = 64 << 10
 CREATED = datetime(2026, 9, 2, 1, 0, tzinfo=UTC)
 
@@ -63,15 +63,25 @@ class Lab:
             self.made[name] = build(BuildSpec(release=release, **spec), output, [keys.load_signer(str(self.key))])
         return self.made[name]
 
-    def sandbox(self, directory: Path, release: str = "MR95-1", *, carry: tuple[Path, ...] = ()) -> Path:
-        """A sandbox whose slot a holds recognisable bytes and "runs" `release`. Returns its node.toml."""
-        config = sandbox.create(
-            directory, slot_size=SLOT, keys=[self.public], release=release, compatible="sandbox"
-        )
+    def sandbox(
+        self, directory: Path, release: str = "MR95-1", *, slot: int = IMAGE, carry: tuple[Path, ...] = ()
+    ) -> Path:
+        """A sandbox whose slot a holds recognisable bytes and "runs" `release`. Returns its node.toml.
+
+        `slot`: bytes per slot. As long as no release is called unhealthy there is no health check to wait for.
+        """
+        config = sandbox.create(directory, slot_size=slot, keys=[self.public], release=release, compatible="sandbox")
         text = config.read_text().replace(*IMPATIENT)
         config.write_text(text.replace("carry = []", f"carry = {json.dumps([str(path) for path in carry])}"))
-        (directory / "slots" / "a.img").write_bytes(blake3(release.encode()).digest(length=SLOT))
+        (directory / "slots" / "a.img").write_bytes(blake3(release.encode()).digest(length=slot))
+        (directory / "health.d" / "10-release").chmod(0o644)
         return config
+
+
+def make_unhealthy(directory: Path, *releases: str) -> None:
+    """The health check of these releases fails."""
+    (directory / "unhealthy").write_text("".join(f"{release}\n" for release in releases))
+    (directory / "health.d" / "10-release").chmod(0o755)
 
 
 def add_hooks(directory: Path, moments: tuple[str, ...], script: str = "") -> None:
@@ -79,7 +89,9 @@ def add_hooks(directory: Path, moments: tuple[str, ...], script: str = "") -> No
     for moment in moments:
         hook = directory / "hooks" / f"{moment}.d" / "10-note"
         hook.parent.mkdir()
-        hook.write_text(script or '#!/bin/sh\nhere="${0%/*}"; name="${here##*/}"\necho "${name%.d}" >> "${0%/hooks/*}/hooks-ran"\n')
+        hook.write_text(
+            script or '#!/bin/sh\nhere="${0%/*}"; name="${here##*/}"\necho "${name%.d}" >> "${0%/hooks/*}/hooks-ran"\n'
+        )
         hook.chmod(0o755)
 
 
@@ -137,6 +149,9 @@ def look(config: Path) -> dict[str, Any]:
         state = node.boot.read()
         run = node.journal.open_run()
         runs = node.journal.runs()
+        shown = status.status_of(node)
+        for form in (status.nagios, status.prometheus, lambda found: json.dumps(found.as_json())):
+            assert form(shown)
         return {
             "booted": node.booted,
             "next boot": next_boot(state),
@@ -145,12 +160,14 @@ def look(config: Path) -> dict[str, Any]:
             "broken": broken(state),
             "content": {slot: blake3(node.device(slot).read_bytes()).hexdigest()[:16] for slot in SLOTS},
             "records": {slot: _record(node, slot) for slot in SLOTS},
-            "slots": {each.slot: f"{each.release} {each.state}" for each in status.status_of(node).slots},
+            "slots": {each.slot: f"{each.release} {each.state}" for each in shown.slots},
             "data": str(node.data_release),
             "attempts": node.journal.fact("attempts") or [],
             "open run": run and run.verb,
             "runs": len(runs),
             "last run": f"{runs[0].verb} {runs[0].state}" if runs else "",
+            "hooks": hooks_ran(config),
+            "status": shown,
         }
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.updater.crash import Scenario, Tried, die_at, in_child, points, step_names, try_all
+from tests.updater.lab import IMAGE, ROOMY, Lab, add_hooks, copy_sandbox, do, make_unhealthy
 from updater.hooks import MOMENTS
 from updater.node import open_node
 from updater.upgrade import activate_steps, open_bundle, rollback_steps, stage_steps
-
-from tests.updater.crash import Scenario, Tried, die_at, in_child, points, step_names, try_all
-from tests.updater.lab import Lab, add_hooks, copy_sandbox, do
 
 #: What a scenario begins with: verbs done to a fresh sandbox, each a list of words; the release of a bundle for stage.
 Begin = tuple[tuple[str, ...], ...]
@@ -32,34 +31,37 @@ class Case:
 
     begin: Begin
     act: tuple[str, ...]
-    left_at: tuple[str, ...] = ()
+    left_at: str = ""
     left_verb: tuple[str, ...] = ()
     unhealthy: str = ""
     finish: str = ""
     hooks: tuple[str, ...] = ()
+    slot: int = IMAGE
 
 
 CASES = {
-    "stage": Case((), ("stage", "MR96-1"), hooks=MOMENTS),
+    "stage": Case((), ("stage", "MR96-1")),
+    "stage, with hooks and room to grow": Case((), ("stage", "MR96-1"), hooks=MOMENTS, slot=ROOMY),
     "stage over a staged release": Case(STAGED, ("stage", "MR96-2")),
     "stage over a confirmed release": Case(BACK, ("stage", "MR96-2")),
     "stage over the way back": Case(CONFIRMED, ("stage", "MR97-1")),
-    "activate": Case(STAGED, ("activate",), hooks=MOMENTS),
+    "activate": Case(STAGED, ("activate",)),
+    "activate, with hooks": Case(STAGED, ("activate",), hooks=MOMENTS),
     "activate, fails": Case(STAGED, ("activate",), unhealthy="MR96-1", hooks=("after-fallback",)),
     "activate a confirmed slot": Case(BACK, ("activate",)),
     "activate a confirmed slot, fails": Case(BACK, ("activate",), unhealthy="MR96-1"),
     "rollback": Case(CONFIRMED, ("rollback",), hooks=MOMENTS),
-    "abort of stage": Case((), ("abort",), ("write:flushed",), ("stage", "MR96-1"), finish="resume"),
+    "abort of stage": Case((), ("abort",), "write:flushed", ("stage", "MR96-1"), finish="resume"),
     "abort of stage over the way back": Case(
-        CONFIRMED, ("abort",), ("mark:applied",), ("stage", "MR97-1"), finish="resume"
+        CONFIRMED, ("abort",), "mark:applied", ("stage", "MR97-1"), finish="resume"
     ),
-    "abort of activate, not booted": Case(STAGED, ("abort",), ("flip:applied",), ("activate",), finish="resume"),
-    "abort of activate, booted": Case(STAGED, ("abort",), ("health:intended",), ("activate",), finish="resume"),
-    "abort of rollback": Case(CONFIRMED, ("abort",), ("flip-back:done",), ("rollback",), finish="resume"),
-    "resume of stage": Case((), ("resume",), ("write:before-flush",), ("stage", "MR96-1")),
-    "resume of activate, not booted": Case(STAGED, ("resume",), ("flip:applied",), ("activate",)),
-    "resume of activate, booted": Case(STAGED, ("resume",), ("health:intended",), ("activate",)),
-    "resume of rollback": Case(CONFIRMED, ("resume",), ("flip-back:intended",), ("rollback",)),
+    "abort of activate, not booted": Case(STAGED, ("abort",), "flip:applied", ("activate",), finish="resume"),
+    "abort of activate, booted": Case(STAGED, ("abort",), "health:intended", ("activate",), finish="resume"),
+    "abort of rollback": Case(CONFIRMED, ("abort",), "flip-back:done", ("rollback",), finish="resume"),
+    "resume of stage": Case((), ("resume",), "write:before-flush", ("stage", "MR96-1")),
+    "resume of activate, not booted": Case(STAGED, ("resume",), "flip:applied", ("activate",)),
+    "resume of activate, booted": Case(STAGED, ("resume",), "health:intended", ("activate",)),
+    "resume of rollback": Case(CONFIRMED, ("resume",), "flip-back:intended", ("rollback",)),
 }
 
 
@@ -74,29 +76,29 @@ class Tally:
 @pytest.fixture(scope="module")
 def prepare(lab: Lab, memory: Path) -> Callable[[Case, str], Path]:
     """Makes the sandbox that a case begins with."""
-    cache: dict[Begin, Path] = {}
+    cache: dict[tuple[int, Begin], Path] = {}
 
-    def begun(begin: Begin) -> Path:
-        if begin not in cache:
+    def begun(begin: Begin, slot: int) -> Path:
+        if (slot, begin) not in cache:
+            before = begun(begin[:-1], slot) if begin else None
             home = memory / f"begun-{len(cache)}"
-            if begin:
-                config = copy_sandbox(begun(begin[:-1]), home)
+            if before is not None:
+                config = copy_sandbox(before, home)
                 in_child(lambda: _act(lab, begin[-1])(config))
             else:
-                lab.sandbox(home)
-            cache[begin] = home
-        return cache[begin]
+                lab.sandbox(home, slot=slot)
+            cache[slot, begin] = home
+        return cache[slot, begin]
 
     def make(case: Case, name: str) -> Path:
-        config = copy_sandbox(begun(case.begin), memory / f"prepared-{name}")
+        config = copy_sandbox(begun(case.begin, case.slot), memory / f"prepared-{name}")
         add_hooks(config.parent, case.hooks)
         if case.unhealthy:
-            (config.parent / "unhealthy").write_text(f"{case.unhealthy}\n")
-        for at in case.left_at:
+            make_unhealthy(config.parent, case.unhealthy)
+        if case.left_at:
             act = _act(lab, case.left_verb)
-            # The point's own occurrence does not matter here: the first one is meant.
             trial = copy_sandbox(config.parent, memory / f"trial-{name}")
-            wanted = next(point for point in points(lambda: act(trial)) if point.name == at)
+            wanted = next(point for point in points(lambda: act(trial)) if point.name == case.left_at)
             assert die_at(wanted, lambda: act(config))
         return config.parent
 

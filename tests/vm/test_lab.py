@@ -34,3 +34,12 @@ def test_boots_into_slot_a_and_switches_off(machine: Machine, capsys: pytest.Cap
     assert not machine.running
     with capsys.disabled():
         print(f"\n  boot to SSH {seconds:.1f} s")
+
+
+def test_a_frozen_machine_goes_on_where_it_was(booted: Machine) -> None:
+    assert [boot.slot for boot in booted.boots] == ["a"]
+    assert booted.run("cat /etc/updater-release").stdout == "MR95-1\n"
+    booted.push("kept", "/data/here")
+    booted.run("sync")
+    booted.kill()
+    assert not booted.running

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from loader_machine import LAYOUT, OVMF, esp_read, make_disk, run, stub_kernel
 
-from partitions.boot.backend import BootFiles
+from core.image import BootFiles
 from partitions.boot.grub import GrubBackend
 from partitions.boot.grub_config import CONFIG, ENVIRONMENT, render_config
 from partitions.boot.grub_environment import parse, render

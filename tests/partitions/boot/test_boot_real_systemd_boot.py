@@ -11,8 +11,8 @@ import pytest
 import systemd_boot_model
 from loader_machine import ESP_AT, LAYOUT, OVMF, SYSTEMD_BOOT, make_disk, run, stub_efi_program
 
+from core.image import BootFiles
 from partitions.boot import state
-from partitions.boot.backend import BootFiles
 from partitions.boot.systemd_boot import ENTRIES, SystemdBootBackend
 
 pytestmark = [

@@ -1,0 +1,129 @@
+"""What is particular to systemd-boot: names of entries, what cuts leave behind, and the room on the ESP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import systemd_boot_model
+
+from core import faults
+from core.errors import BootEnvironment, NoSpace, WrongState
+from core.image import BootFiles
+from partitions.boot import state, systemd_boot
+from partitions.boot.backend import BootLayout, SlotPlace
+from partitions.boot.state import BAD, GOOD, BootState, SlotBoot, SlotState
+from partitions.boot.systemd_boot import ENTRIES, SystemdBootBackend, entries_in
+
+LAYOUT = BootLayout(a=SlotPlace(root="PARTUUID=aaaa"), b=SlotPlace(root="PARTUUID=bbbb"), cmdline="quiet")
+FILES = BootFiles(kernel="/boot/vmlinuz", initrd="/boot/initrd", cmdline="x=1")
+
+
+class PowerCut(BaseException):
+    pass
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "root/boot").mkdir(parents=True)
+    (tmp_path / "root/boot/vmlinuz").write_text("kernel")
+    (tmp_path / "root/boot/initrd").write_text("initrd")
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def backend(tmp_path: Path, root: Path) -> Iterator[SystemdBootBackend]:
+    backend = SystemdBootBackend(tmp_path / "esp", layout=LAYOUT, plain_filesystem=False)
+    backend.install(LAYOUT, state.fresh("a"), {"a": FILES}, {"a": root})
+    yield backend
+    faults.arm(None)
+
+
+def names(backend: SystemdBootBackend) -> list[str]:
+    return sorted(path.name for path in (backend.esp / ENTRIES).iterdir())
+
+
+def both_good(backend: SystemdBootBackend, root: Path) -> None:
+    """Slot b is staged, tried and confirmed."""
+    backend.prepare("b", FILES, root)
+    backend.write(state.flip(backend.read(), "b", 3))
+    backend.write(state.confirm(backend.read(), "b"))
+
+
+def test_entries_tell_the_state_by_their_names(backend: SystemdBootBackend, root: Path) -> None:
+    backend.prepare("b", FILES, root)
+    backend.write(state.flip(backend.read(), "b", 3))
+    assert names(backend) == ["updater-000002-a.conf", "updater-000003-b+3.conf"]
+    assert (backend.esp / ENTRIES / "updater-000003-b+3.conf").read_text().splitlines() == [
+        "version 3",
+        "title updater slot b",
+        "sort-key updater",
+        "linux /updater/b/linux",
+        "initrd /updater/b/initrd",
+        "options root=PARTUUID=bbbb quiet x=1 panic=30 updater.slot=b",
+    ]
+    backend.write(state.mark_bad(backend.read(), "b"))
+    assert names(backend) == ["updater-000002-a.conf"]
+
+
+def test_both_names_of_a_rename_that_was_cut_count_as_not_confirmed(backend: SystemdBootBackend, root: Path) -> None:
+    """FAT has no journal: of a rename both names may reach the disk."""
+    both_good(backend, root)
+    home = backend.esp / ENTRIES
+    (home / "updater-000003-b+2-1.conf").write_bytes((home / "updater-000003-b.conf").read_bytes())
+    at = backend.read()
+    assert at == BootState(primary="b", a=GOOD, b=SlotBoot(state=SlotState.TRYING, tries=2))
+    backend.write(state.confirm(at, "b"))
+    assert names(backend) == ["updater-000002-a.conf", "updater-000003-b.conf"]
+
+
+def test_what_a_cut_left_behind_does_not_come_back_to_life(backend: SystemdBootBackend, root: Path) -> None:
+    both_good(backend, root)
+
+    def cut(point: str) -> None:
+        if point == "boot-environment:after":
+            raise PowerCut
+
+    faults.arm(cut)
+    with pytest.raises(PowerCut):
+        backend.write(state.roll_back(backend.read(), "a"))
+    faults.arm(None)
+    assert names(backend) == ["updater-000002-a.conf", "updater-000003-b.conf", "updater-000004-a.conf"]
+    assert backend.read() == BootState(primary="a", a=GOOD, b=GOOD)
+    backend.write(state.mark_bad(state.roll_back(backend.read(), "b"), "a"))
+    assert backend.read() == BootState(primary="b", a=BAD, b=GOOD)
+    assert systemd_boot_model.boot(backend.esp / ENTRIES) == ("b", False)
+
+
+def test_names_that_are_not_ours_are_left_alone() -> None:
+    found = entries_in(["debian.conf", "updater-1-c.conf", "updater-2-a+1.conf.bad", "updater-7-b+1-2.conf", ".x.tmp"])
+    assert [entry.name for each in found.values() for entry in each] == ["updater-7-b+1-2.conf"]
+
+
+def test_more_tries_than_we_ever_write_are_an_error(backend: SystemdBootBackend) -> None:
+    (backend.esp / ENTRIES / "updater-000002-a.conf").rename(backend.esp / ENTRIES / "updater-000002-a+12.conf")
+    with pytest.raises(BootEnvironment, match="makes no sense"):
+        backend.read()
+
+
+def test_without_room_for_the_kernel_the_slot_stays_bad(
+    backend: SystemdBootBackend, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(systemd_boot, "_free", lambda _: 100)
+    with pytest.raises(NoSpace, match="no room"):
+        backend.prepare("b", FILES, root)
+    assert backend.read() == state.fresh("a")
+    assert not backend.prepared("b", FILES, root)
+    assert any("no room" in fault.message for fault in backend.check())
+
+
+def test_a_kernel_that_differs_is_not_prepared(backend: SystemdBootBackend, root: Path) -> None:
+    backend.prepare("b", FILES, root)
+    assert backend.prepared("b", FILES, root)
+    (root / "boot/vmlinuz").write_text("newer!")
+    assert not backend.prepared("b", FILES, root)
+    backend.prepare("b", FILES, root)
+    assert (backend.esp / "updater/b/linux").read_text() == "newer!"
+    with pytest.raises(WrongState):
+        backend.prepare("a", FILES, root)
