@@ -215,7 +215,10 @@ class Journal:
         """Replace what is recorded of a slot's content."""
         point("journal:slot")
         with self._transaction():
-            self._db.execute("INSERT OR REPLACE INTO slots VALUES (?, ?)", (slot, json.dumps(facts)))
+            self._db.execute(
+                "INSERT INTO slots (slot, facts) VALUES (?, ?) ON CONFLICT (slot) DO UPDATE SET facts = excluded.facts",
+                (slot, json.dumps(facts)),
+            )
 
     def fact(self, key: str) -> Any:
         """A fact about the node that outlives runs (None where it is not recorded)."""
@@ -226,7 +229,10 @@ class Journal:
         """Record a fact about the node."""
         point(f"journal:fact:{key}")
         with self._transaction():
-            self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, json.dumps(value)))
+            self._db.execute(
+                "INSERT INTO facts (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                (key, json.dumps(value)),
+            )
 
     # -- history
 
@@ -265,7 +271,8 @@ class Journal:
             try:
                 yield
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # a full disk has SQLite roll back by itself
+                    self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +60,11 @@ def run(
     started = time.monotonic()
     try:
         command: Any = sh.Command(words[0], [*ENVIRONMENT["PATH"].split(":")])
-        done = command(
+        running = command(
             *words[1:],
+            _bg=True,  # so that it can be ended below, whatever stops the waiting
+            _bg_exc=False,
+            _new_group=True,
             _tty_out=False,
             _truncate_exc=False,
             _timeout=timeout,
@@ -71,8 +76,16 @@ def run(
             _out=each if on_line is not None else None,
             _decode_errors="replace",
         )
+        try:
+            done = running.wait()
+        except BaseException:  # Ctrl-C and SIGTERM too: nothing of ours goes on behind our back
+            with suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+            raise
     except sh.CommandNotFound as error:
         raise CommandFailed(f"{words[0]} is not installed", what=line) from error
+    except sh.ForkException as error:
+        raise CommandFailed(f"{words[0]} cannot be started", what=[line, *_tail(str(error))[-1:]]) from error
     except sh.TimeoutException as error:
         raise CommandFailed(f"{words[0]} did not end within {timeout:g} s", what=line) from error
     except sh.SignalException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +10,9 @@ from typing import Any, TypeVar
 from core.errors import ConfigError
 
 T = TypeVar("T")
+
+#: What a ``__post_init__`` says of one of its keys: ``key: what is wrong``.
+_OWN = re.compile(r"([A-Za-z_][\w.]*): (.+)", re.DOTALL)
 
 
 class SchemaError(ValueError):
@@ -103,7 +107,8 @@ def _faults(error: BaseException, path: str = "") -> list[str]:
     if isinstance(error, AttributeError):  # how cattrs finds out that it was not given a table
         return [f"{path or 'the whole file'}: expected a table"]
     where = path or "the whole file"
-    return [f"{where}: {error}"]
+    own = _OWN.match(str(error)) if isinstance(error, ValueError) else None  # a dataclass that checked itself
+    return [f"{_join(path, own[1])}: {own[2]}" if own else f"{where}: {error}"]
 
 
 def _place(notes: list[Any]) -> str:

@@ -12,6 +12,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from threading import local
 from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
@@ -19,12 +20,13 @@ from blake3 import blake3
 from core.errors import BundleInvalid
 
 if TYPE_CHECKING:
-    from zstandard import ZstdCompressor
+    from zstandard import ZstdCompressor, ZstdDecompressor
 
 ENTRY: Final = struct.Struct(">I32s32s")
 CHUNK: Final = 1 << 20
 LEVEL: Final = 9
 _NO_DIGEST: Final = bytes(32)
+_of_thread: Final = local()
 
 
 def content_of(size: int, plain_digests: Iterable[bytes]) -> str:
@@ -139,7 +141,6 @@ def compress(
     whatever the number of threads.
     """
     from concurrent.futures import Future, ThreadPoolExecutor
-    from threading import local
 
     import zstandard
 
@@ -184,8 +185,7 @@ def decompress(stored: memoryview | bytes, out: memoryview, length: int) -> None
         if frame.content_size != length or frame.dict_id:
             raise BundleInvalid("a chunk has the wrong length", what=f"{frame.content_size} bytes in place of {length}")
         # With the whole frame at hand and room for all of it, zstd decodes straight into `out`.
-        decoder = zstandard.ZstdDecompressor(max_window_size=1 << 27)
-        with decoder.stream_reader(stored) as reader:
+        with _decoder().stream_reader(stored) as reader:
             done = 0
             while done < length:
                 got = reader.readinto(out[done:length])
@@ -194,3 +194,13 @@ def decompress(stored: memoryview | bytes, out: memoryview, length: int) -> None
                 done += got
     except zstandard.ZstdError as error:
         raise BundleInvalid("a chunk cannot be decompressed", what=str(error)) from error
+
+
+def _decoder() -> ZstdDecompressor:
+    """This thread's own, used again for each chunk."""
+    import zstandard
+
+    if not hasattr(_of_thread, "decoder"):
+        _of_thread.decoder = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+    found: ZstdDecompressor = _of_thread.decoder
+    return found

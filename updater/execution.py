@@ -49,6 +49,7 @@ def locked(node: Node, purpose: str) -> AbstractContextManager[None]:
 
 def execute(node: Node, run: Run, steps: Sequence[Step], report: Report) -> Outcome:
     """Run what is left of a run's steps, and close it when all are done. Raises what a step raises."""
+    node.remember_running()
     told = reporting(node, run, report)
     try:
         run_steps(node.journal, run, steps, told)
@@ -61,9 +62,9 @@ def execute(node: Node, run: Run, steps: Sequence[Step], report: Report) -> Outc
         _close_if_untouched(node, run, steps, told, error)
         raise
     text = _summary(node, run)
-    node.journal.close(run, RunState.DONE, text)
     if run.verb == "activate":
         node.journal.set_fact("attempts", [])
+    node.journal.close(run, RunState.DONE, text)
     return Outcome(state=RunState.DONE, text=text, run=run.id)
 
 

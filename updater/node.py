@@ -52,6 +52,13 @@ class Node:
         except ValueError:
             return None
 
+    def remember_running(self) -> None:
+        """Note in the journal which release runs, where only the running root itself can say so."""
+        booted = self.booted
+        release = self.release(booted)
+        if release is not None and "release" not in self.journal.slot(booted):
+            self.journal.set_slot(booted, {"release": str(release)})
+
     @property
     def data_release(self) -> Release | None:
         """The newest release that has run on the data (None: unknown)."""

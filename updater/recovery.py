@@ -29,7 +29,9 @@ def confirm(node: Node, report: Report) -> Outcome:
             # The journal was lost, or is that of another disk. The environment is what counts.
             return _prove(node, _begin_found(node), report)
         verdicts = wait_healthy(node.config.health, health_environment(node), report)
-        return Outcome(state="nothing", text=f"slot {node.booted} is good; {len(verdicts)} health checks pass")
+        state, count = node.boot.read()[node.booted].state, len(verdicts)
+        text = f"slot {node.booted} is {state}; {count} health check{'s' * (count != 1)} pass{'es' * (count == 1)}"
+        return Outcome(state="nothing", text=text)
 
 
 def _go_on(node: Node, run: Run, report: Report) -> Outcome:
@@ -63,9 +65,9 @@ def _prove(node: Node, run: Run, report: Report) -> Outcome:
     left = node.boot.read()[booted].tries
     attempts = list(node.journal.fact("attempts") or [])
     if not attempts or attempts[-1]["boot_id"] != node.machine.boot_id():
+        _unseal(node, booted)
         attempts.append({"boot_id": node.machine.boot_id(), "slot": booted, "left": left, "reason": ""})
         node.journal.set_fact("attempts", attempts)
-        _unseal(node, booted)
     try:
         return execute(node, run, steps_of(node, run), report)
     except (HealthFailed, HookFailed) as error:
@@ -89,9 +91,9 @@ def _fell_back(node: Node, run: Run, report: Report) -> Outcome:
     text = f"{node.release(failed) or 'the release'} in slot {failed} fell back: {reason}"
     told = reporting(node, run, report)
     told.warning(text)
-    node.journal.close(run, RunState.FELL_BACK, reason)
-    node.journal.set_fact("attempts", [])
     run_hooks(node.config.hooks, "after-fallback", node.facts() | {"failed": failed, "reason": reason}, told)
+    node.journal.set_fact("attempts", [])
+    node.journal.close(run, RunState.FELL_BACK, reason)
     return Outcome(state=RunState.FELL_BACK, text=text, run=run.id)
 
 
@@ -138,8 +140,8 @@ def abort(node: Node, report: Report) -> Outcome:
             _give_up_slot(node, run)
         else:
             undo_steps(node.journal, run, steps_of(node, run), told)
-        node.journal.close(run, RunState.ABORTED, "aborted by the operator")
         node.journal.set_fact("attempts", [])
+        node.journal.close(run, RunState.ABORTED, "aborted by the operator")
         primary = node.boot.read().primary
         if primary != node.booted:
             told.note(f"rebooting into slot {primary}")
@@ -156,10 +158,19 @@ def _require_open(node: Node, verb: str) -> Run:
 
 
 def _give_up_slot(node: Node, run: Run) -> None:
-    """Nothing of a stage is undone piece by piece: the slot is bad, and stays so until it is staged again."""
-    if "mark" in node.journal.steps(run):
-        node.boot.write(mark_bad(node.boot.read(), run.plan["slot"]))
-        node.journal.set_slot(run.plan["slot"], {})
+    """Nothing of a stage is undone piece by piece: the slot is bad, and stays so until it is staged again. A slot that
+    was not written to yet keeps what it holds.
+    """
+    slot = run.plan["slot"]
+    held, state = node.journal.slot(slot), node.boot.read()
+    # Written to only once it is bad *and* the journal says what is being written.
+    if (
+        "mark" in node.journal.steps(run)
+        and state[slot].state is SlotState.BAD
+        and held.get("content") == run.plan["content"]
+    ):
+        node.boot.write(mark_bad(state, slot))
+        node.journal.set_slot(slot, {})
 
 
 def _unseal(node: Node, slot: Slot, **facts: str) -> None:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-from core.journal import Facts, StepRecord
+from core.journal import Facts, StepRecord, StepState
 from core.report import Report
 from images.read import Bundle
 from partitions import disks, mounts, slots, write
@@ -81,9 +81,10 @@ class MarkBad(_SlotStep):
         return f"slot {self.target.slot} bad: not bootable while it changes{f' (it held {held})' if held else ''}"
 
     def is_done(self, record: StepRecord | None) -> bool:
-        """The boot environment says so, and the journal no longer claims that anything else is in the slot."""
+        """The boot environment says so, and the journal no longer claims that the slot holds anything complete."""
         held = self.target.node.journal.slot(self.target.slot)
         mine = held.get("content") == self.target.bundle.manifest.image.content
+        mine = mine and ("partial" in held or (record is not None and record.state is StepState.DONE))
         return self.target.node.boot.read()[self.target.slot].state is SlotState.BAD and mine
 
     def before(self) -> Facts:

@@ -32,8 +32,8 @@ class Flip:
         return state.primary == self.slot and state[self.slot].state is not SlotState.BAD
 
     def before(self) -> Facts:
-        """The newest release that has run on the data so far."""
-        return {"data": str(self.node.data_release or "")}
+        """The newest release that has run on the data so far, and whether the slot was confirmed once."""
+        return {"data": str(self.node.data_release or ""), "good": is_good(self.node.boot.read(), self.slot)}
 
     def apply(self, facts: Facts, report: Report) -> str:
         """First the journal: from the next boot on, the data counts as touched by this release."""
@@ -45,9 +45,11 @@ class Flip:
         return f"next boot: slot {self.slot}"
 
     def undo(self, facts: Facts) -> None:
-        """The next boot is the old slot again; this one keeps its content."""
+        """The next boot is the old slot again; this one keeps its content, and its good name if it was not tried."""
         state = self.node.boot.read()
         if state.primary == self.slot:
+            if facts.get("good") and flipped_in_this_boot(self.node):
+                state = confirm(state, self.slot)
             self.node.boot.write(roll_back(state, other(self.slot)))
         restore_data(self.node, facts)
 

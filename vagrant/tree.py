@@ -30,12 +30,16 @@ sys.exit(main())
 
 
 class Variant(StrEnum):
-    """How a release behaves when it is booted."""
+    """How the application of a release is when it is booted."""
 
     SOUND = "sound"
     UNHEALTHY = "unhealthy"  # boots, but its application fails: acme.service is failed, acme-health exits 1
-    PANICS = "panics"  # the kernel panics early in the boot
-    HANGS = "hangs"  # the boot never gets past sysinit.target: no sshd, no multi-user.target
+
+
+SICK = "echo 'acme does not answer: licence table is empty' >&2\nexit 1\n"
+
+#: A file with one of these names in this directory makes the release in slot b behave like that, from its next boot on.
+TRICKS = PurePosixPath("/data/lab")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,9 +166,9 @@ def _application(variant: Variant) -> dict[str, File | Link]:
     sound = variant is not Variant.UNHEALTHY
     files: dict[str, File | Link] = {
         "/usr/bin/acme-health": File(
-            content="#!/bin/sh\necho 'acme answers'\n"
+            content=f"#!/bin/sh\n[ -e {TRICKS}/unhealthy ] || {{ echo 'acme answers'; exit 0; }}\n{SICK}"
             if sound
-            else "#!/bin/sh\necho 'acme does not answer: licence table is empty' >&2\nexit 1\n",
+            else f"#!/bin/sh\n{SICK}",
             mode=0o755,
         ),
         **enabled(
@@ -173,16 +177,20 @@ def _application(variant: Variant) -> dict[str, File | Link]:
             f"ExecStart={'/usr/bin/sleep infinity' if sound else '/usr/bin/false'}\n",
         ),
     }
-    early = "[Unit]\nDefaultDependencies=no\nBefore=sysinit.target\n[Service]\nType=oneshot\nTimeoutStartSec=infinity\n"
-    if variant is Variant.PANICS:
-        files |= enabled(
-            "lab-panic.service",
-            early + "ExecStart=/bin/sh -c 'echo c > /proc/sysrq-trigger'\n",
-            wanted_by="sysinit.target",
-        )
-    if variant is Variant.HANGS:
-        files |= enabled("lab-hang.service", early + "ExecStart=/bin/sleep infinity\n", wanted_by="sysinit.target")
+    files |= _trick("panic", "/bin/sh -c 'echo c > /proc/sysrq-trigger'")
+    files |= _trick("hang", "/bin/sleep infinity")
     return files
+
+
+def _trick(name: str, command: str) -> Files:
+    """Misbehaviour on demand, before sysinit.target is reached: so no sshd, no multi-user.target, no agent."""
+    return enabled(
+        f"lab-{name}.service",
+        "[Unit]\nDefaultDependencies=no\nRequiresMountsFor=/data\nBefore=sysinit.target\n"
+        f"ConditionKernelCommandLine=updater.slot=b\nConditionPathExists={TRICKS}/{name}\n"
+        f"[Service]\nType=oneshot\nTimeoutStartSec=infinity\nExecStart={command}\n",
+        wanted_by="sysinit.target",
+    )
 
 
 def _access(keys: TestKeys) -> dict[str, File | Link]:

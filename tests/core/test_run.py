@@ -87,3 +87,13 @@ def test_input_lines_and_directory(tmp_path: Path) -> None:
 def test_bytes_that_are_no_text_and_no_terminal() -> None:
     assert run("printf", r"\377x").stdout == "\ufffdx"
     assert run("sh", "-c", "test -t 1 || test -t 0", check=False).code == 1
+
+
+def test_what_is_no_program_at_all(tmp_path: Path) -> None:
+    odd = tmp_path / "odd"
+    odd.write_bytes(b"\x00\x01\x02")
+    odd.chmod(0o755)
+    with pytest.raises(CommandFailed):
+        run(odd)
+    with pytest.raises(CommandFailed):
+        run(tmp_path)

@@ -13,6 +13,8 @@ import typer
 from docscreens import PAGES, ROOT
 
 from core.errors import UpdaterError
+from partitions.boot.backend import BootLayout, SlotPlace
+from partitions.boot.grub_config import EARLY_CONFIG, TARGETS, mkimage_arguments, render_config
 from updater.cli.main import app
 from updater.node_toml import NodeConfig
 
@@ -142,3 +144,30 @@ def test_pages_name_no_place_of_the_machine_they_were_written_on(page: Path) -> 
     text = page.read_text(encoding="utf-8")
     found = re.findall(r"(?:/tmp/(?!node\b)|/home/|/mnt/|/work\b|\.\./\.\./\.\.)\S*|\bsessions?\b", text)
     assert not found
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_installing_page_makes_the_same_grub_as_the_code(target: str) -> None:
+    text = (DOCS / "installing.md").read_text(encoding="utf-8")
+    common = re.search(r'MODULES="([^"]*)"', text)
+    command = re.search(rf"\$ (grub-mkimage -O {target} -o (\S+) .*)", text)
+    assert common is not None
+    assert command is not None
+    shown = command[1].replace("$MODULES", common[1]).split()
+    assert shown == mkimage_arguments(target, output=command[2], early_config="early.cfg")
+    assert re.findall(r"^\$ echo '(.*)' >>? early.cfg$", text, re.MULTILINE) == EARLY_CONFIG.splitlines()
+
+
+def test_the_boot_page_quotes_the_script() -> None:
+    """Every quoted line of GRUB script is in the generated file."""
+    place = SlotPlace(root="PARTUUID=x", partition=2)
+    whole = render_config(BootLayout(a=place, b=place)).decode()
+    script = {line.strip() for line in whole.splitlines()}
+    quoted = (
+        (DOCS / "boot.md").read_text(encoding="utf-8").partition("## GRUB: the script")[2].partition("## A boot")[0]
+    )
+    lines = [line.strip() for block in re.findall(r"```\n(.*?)```", quoted, re.DOTALL) for line in block.splitlines()]
+    wanted = [
+        line for line in lines if line not in ("", "…") and not re.match(r"set updater_(kernel|initrd|arg)", line)
+    ]
+    assert wanted and not [line for line in wanted if line not in script]

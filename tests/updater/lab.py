@@ -17,12 +17,13 @@ from core.errors import UpdaterError
 from core.report import Report
 from images import keys
 from images.build import BuildSpec, build
-from partitions.boot.state import SLOTS, broken, next_boot
+from partitions.boot.state import SLOTS, Slot, broken, next_boot
 from updater import recovery, sandbox, status, upgrade
 from updater.checks import Purposes
 from updater.cli.node import followed
 from updater.machine import Sandbox
 from updater.node import Node, open_node
+from updater.staging import seal_holds
 
 IMAGE = 1 << 20
 ROOMY = 3 << 20  # a slot in which the image's filesystem has something to grow into
@@ -158,7 +159,7 @@ def look(config: Path) -> dict[str, Any]:
             "environment": {slot: f"{state[slot].state} {state[slot].tries}" for slot in SLOTS},
             "primary": state.primary,
             "broken": broken(state),
-            "content": {slot: blake3(node.device(slot).read_bytes()).hexdigest()[:16] for slot in SLOTS},
+            "content": {slot: _bytes_of(node.device(slot)) for slot in SLOTS},
             "records": {slot: _record(node, slot) for slot in SLOTS},
             "slots": {each.slot: f"{each.release} {each.state}" for each in shown.slots},
             "data": str(node.data_release),
@@ -171,8 +172,18 @@ def look(config: Path) -> dict[str, Any]:
         }
 
 
-def _record(node: Node, slot: str) -> dict[str, Any]:
+def _bytes_of(device: Path) -> str:
+    """Identity of the bytes of a slot, but for those in which e2fsck and resize2fs write down what time it is."""
+    raw = bytearray(device.read_bytes())
+    for offset, length in ((0x2C, 8), (0x40, 4), (0x178, 8), (0x3FC, 4)):  # mtime+wtime, lastcheck, kbytes, checksum
+        raw[1024 + offset : 1024 + offset + length] = bytes(length)
+    return blake3(raw).hexdigest()[:16]
+
+
+def _record(node: Node, slot: Slot) -> dict[str, Any]:
     record = {key: value for key, value in node.journal.slot(slot).items() if key != "written"}
+    if "seal" in record:
+        record["seal"] = "holds" if seal_holds(node, slot) else "broken"
     return record | ({"failed": bool(record["failed"])} if "failed" in record else {})
 
 

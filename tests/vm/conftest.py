@@ -1,4 +1,8 @@
-"""Machines that boot, for all tests in this directory. The disk is made once and cached; each test gets an overlay."""
+"""Machines that boot, for all tests in this directory.
+
+Disks and a machine that has MR95-1 running and MR96-1 staged are made once and cached; each test gets an overlay, and
+begins where that machine was frozen.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from vagrant import cache, disk, loader, tree
+from vagrant import cache, disk
+from vagrant.node import Lab
 from vagrant.qemu import Machine
+from vagrant.serve import Server
 
 HERE = Path(__file__).parent
 
@@ -29,39 +35,58 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def first_disk() -> Path:
-    """A disk with MR95-1 in slot a, an empty slot b, and no node.toml."""
-    layout = disk.Layout()
-    root = tree.release_tree("MR95-1")
-    image = disk.release_image(root, size=layout.slot * disk.MIB)
-    return disk.cached_disk(slot_a=image, esp=loader.esp_files(layout), layout=layout)
-
-
-@pytest.fixture
-def machine(first_disk: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """A machine of one's own on a copy of `first_disk`, switched off. Ended whatever happens."""
-    own = disk.overlay(first_disk, cache.root() / f"test-{os.getpid()}-{request.node.name}.qcow2")
-    try:
-        with Machine(own, tmp_path / "machine") as made:
-            yield made
-    finally:
-        own.unlink(missing_ok=True)
+def lab() -> Lab:
+    """A node that gives a release two tries, and is quick to find it unhealthy."""
+    return Lab(tries=2, health=6, deadline=60)
 
 
 @pytest.fixture(scope="session")
-def frozen(first_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a machine that was booted from `first_disk` and frozen: `memory` and what else, and `disk`."""
-    work = tmp_path_factory.mktemp("frozen")
-    with Machine(disk.overlay(first_disk, work / "disk"), work / "machine") as made:
-        made.start()
-        made.wait_for_boot()
-        made.freeze(work / "state")
-    return work
+def running(lab: Lab) -> Path:
+    """A frozen machine that runs MR95-1: a directory with `disk` and `state`."""
+    base = lab.base_disk("MR95-1", lab.bundle("MR95-1", first=True))
+
+    def make(part: Path) -> None:
+        part.mkdir()
+        with Machine(disk.overlay(base, part / "disk"), part / "machine") as machine:
+            machine.start()
+            machine.wait_for_boot()
+            machine.run("while systemctl is-active -q updater-confirm || [ ! -e /data/updater/lock ]; do sleep 1; done")
+            machine.freeze(part / "state")
+
+    return cache.cached("running", cache.key(base.name), make)
+
+
+@pytest.fixture(scope="session")
+def staged(lab: Lab, running: Path) -> Path:
+    """The same, with MR96-1 staged in slot b from its bundle over HTTP."""
+    bundle = lab.bundle("MR96-1")
+
+    def make(part: Path) -> None:
+        part.mkdir()
+        with (
+            Server(bundle.parent) as server,
+            Machine(disk.overlay(running / "disk", part / "disk"), part / "machine") as machine,
+        ):
+            machine.thaw(running / "state")
+            machine.run(f"updater stage {server.url(bundle.name, guest=True)}", timeout=300)
+            machine.freeze(part / "state")
+
+    return cache.cached("staged", cache.key(running.name, bundle.name), make)
+
+
+def _thawed(frozen: Path, work: Path) -> Iterator[Machine]:
+    with Machine(disk.overlay(frozen / "disk", work / "disk"), work / "machine") as machine:
+        machine.thaw(frozen / "state")
+        yield machine
 
 
 @pytest.fixture
-def booted(frozen: Path, tmp_path: Path) -> Iterator[Machine]:
-    """A machine of one's own that has booted `first_disk` already: seconds instead of a whole boot."""
-    with Machine(disk.overlay(frozen / "disk", tmp_path / "disk"), tmp_path / "machine") as made:
-        made.thaw(frozen / "state")
-        yield made
+def node(running: Path, tmp_path: Path) -> Iterator[Machine]:
+    """A machine of one's own on which MR95-1 runs."""
+    yield from _thawed(running, tmp_path)
+
+
+@pytest.fixture
+def ready(staged: Path, tmp_path: Path) -> Iterator[Machine]:
+    """A machine of one's own on which MR95-1 runs and MR96-1 is staged."""
+    yield from _thawed(staged, tmp_path)

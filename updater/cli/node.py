@@ -36,16 +36,23 @@ def status(
 ) -> None:
     """Show both slots, what boots next, the upgrade in progress, and whether one can go back.
 
-    With --format nagios the exit code is 0 (OK), 1 (WARNING) or 2 (CRITICAL).
+    With --format nagios the exit code is 0 (OK), 1 (WARNING), 2 (CRITICAL) or 3 (UNKNOWN: the node cannot be read).
 
     Example: updater status --json
     """
+    from core.errors import UpdaterError
     from updater import status as look
     from updater.cli.context import config_path
     from updater.node import open_node
 
-    with open_node(config_path()) as node:
-        found = look.status_of(node)
+    try:
+        with open_node(config_path()) as node:
+            found = look.status_of(node)
+    except UpdaterError as error:
+        if form is not Form.NAGIOS or settings.json:
+            raise
+        print(f"UPDATER UNKNOWN - {error.message}")
+        raise typer.Exit(3) from error
     if settings.json or form is Form.JSON:
         print_json(found.as_json())
     elif form is Form.NAGIOS:

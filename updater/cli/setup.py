@@ -23,7 +23,7 @@ def doctor() -> None:
         print_json([{"name": f.name, "found": f.found, "ok": not f.mend, "mend": list(f.mend)} for f in findings])
     else:
         for each in findings:
-            print(f" {'✗' if each.mend else '✓'} {each.name:<22}{each.found}")
+            print(f" {'✗' if each.mend else '✓'} {each.name:<27}{each.found}")
             for line in each.mend:
                 print(f"     mend: {line}")
         print(f"{len(faults)} fault{'s' * (len(faults) != 1)} in {len(findings)} checks")

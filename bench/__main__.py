@@ -1,0 +1,148 @@
+"""All measurements, explained as they come; one line per figure at the end: ``figure NAME VALUE UNIT``.
+
+Needs root (loop devices), about 12 GB in /var/tmp while it runs, and RAUC. Everything it makes goes away, also on
+Ctrl-C. All contenders run at the low priority of our writer, so that other load on the machine meets all alike.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from bench import floor, image, rauc, startup
+from bench.devices import loop_device
+from bench.stage import node, stager
+from bench.timing import Sample, in_turns, seconds, table
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """How much is measured. Bytes of the image and of the files in it, how many times larger the larger image is, and
+    how many turns.
+    """
+
+    size: int = 1536 * MIB
+    content: int = 560 * MIB
+    larger: int = 4
+    turns: int = 5
+    starts: int = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure and what is wanted of it."""
+
+    name: str
+    value: float
+    unit: str
+    wanted: str
+
+
+def measure(extent: Extent, place: Path) -> list[Figure]:
+    """Make the images in a directory inside `place`, measure everything, print it; returns the figures."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="updater-bench-", dir=place)))
+        tree, private, public = folder / "tree", *image.key_pair(folder)
+        with _said("a root tree, its image, our bundle and RAUC's"):
+            image.root_tree(tree, extent.content)
+            image.ext4(tree, folder / "image", extent.size)
+            ours = image.bundle(folder / "image", folder / "ours.bundle", "MR96-1", private)
+            theirs = rauc.rauc_bundle(folder / "image", folder / "rauc")
+        data = floor.data_size(ours)
+        print(f"  image {extent.size / 1e6:.0f} MB, {data / 1e6:.0f} MB of it in chunks that are not zero")
+        print(f"  our bundle {ours.stat().st_size / 1e6:.0f} MB, RAUC's {theirs.stat().st_size / 1e6:.0f} MB")
+        with _said("loop devices, every block written once"):
+            device, other = (
+                stack.enter_context(loop_device(folder / name, extent.size, filled=True)) for name in ("slot", "other")
+            )
+        config = node(folder / "node", device, public)
+        install = stack.enter_context(rauc.installer(theirs, other))
+        contenders = [
+            seconds("rauc install", install),
+            seconds("floor: direct write", lambda: floor.write_plainly(other, data)),
+            seconds("floor: decompression", floor.unpacker(ours)),
+            stager(config, ours),
+        ]
+        with _said(f"{extent.turns} turns of RAUC, the two floors and `updater stage`"):
+            found = in_turns(contenders, extent.turns)
+        print(table({name: sample for name, sample in found.items() if name != "peak"}, "s"))
+        print(table({"stage: peak memory": found["peak"]}, "MB"))
+        starts = startup.measure(folder, config, extent.starts)
+        print(table(starts, "s"))
+        larger = _larger(folder, tree, extent, private, public)
+    return _figures(found, starts, larger)
+
+
+def _larger(folder: Path, tree: Path, extent: Extent, private: Path, public: Path) -> float:
+    """Peak memory in MB of staging an image several times as large, with as many times the data in it."""
+    with _said(f"an image {extent.larger} times as large, staged once"):
+        for used in ("image", "rauc/content/rootfs.ext4"):
+            (folder / used).unlink()
+        image.multiplied(tree, folder / "multiplied", extent.larger)
+        shutil.rmtree(tree)
+        image.ext4(folder / "multiplied", folder / "larger", extent.larger * extent.size)
+        shutil.rmtree(folder / "multiplied")
+        bundle = image.bundle(folder / "larger", folder / "larger.bundle", "MR96-2", private, level=3)
+        (folder / "larger").unlink()
+        with loop_device(folder / "larger-slot", extent.larger * extent.size, filled=False) as device:
+            staged = stager(node(folder / "larger-node", device, public), bundle)()
+    print(f"  write {staged['stage: write']:.3f} s, whole stage {staged['stage']:.3f} s, peak {staged['peak']:.1f} MB")
+    return staged["peak"]
+
+
+def _figures(found: dict[str, Sample], starts: dict[str, Sample], larger: float) -> list[Figure]:
+    write, bare = found["stage: write"].median, starts["bare Typer --help"].median
+    physics = max(found["floor: direct write"].median, found["floor: decompression"].median)
+    peak = max(found["peak"].values)
+    print(f"  whole `updater stage`, read-back and seal included: {found['stage'].median:.3f} s")
+    print(f"  `updater --help` over plain Typer: {_ratio(starts, 'updater --help', 'plain Typer --help'):.2f}")
+    return [
+        Figure("stage_vs_rauc", found["rauc install"].median / write, "times faster", ">= 4"),
+        Figure("stage_vs_floor", write / physics, "times the floor", "<= 1.5"),
+        Figure("stage_peak_mb", peak, "MB", "<= 150"),
+        Figure("stage_peak_growth", larger / peak, "times", "<= 1.1"),
+        Figure("help_vs_bare_typer", starts["updater --help"].median / bare, "times", "<= 1.3"),
+        Figure("status_vs_bare_typer", starts["updater status"].median / bare, "times", "<= 1.5"),
+    ]
+
+
+def _ratio(samples: dict[str, Sample], name: str, to: str) -> float:
+    return samples[name].median / samples[to].median
+
+
+@contextmanager
+def _said(what: str) -> Iterator[None]:
+    print(f"{what} …", flush=True)
+    begun = time.monotonic()
+    yield
+    print(f"  ({time.monotonic() - begun:.1f} s)", flush=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    if os.geteuid() != 0:
+        sys.exit("bench: needs root, for loop devices")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    os.nice(10)
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before it begins")
+    try:
+        figures = measure(Extent(), Path("/var/tmp"))
+    except KeyboardInterrupt:
+        sys.exit("bench: interrupted; everything it made is gone")
+    print(f"load {os.getloadavg()[0]:.1f} at the end; wanted: {', '.join(f'{f.name} {f.wanted}' for f in figures)}")
+    for figure in figures:
+        print(f"figure {figure.name} {figure.value:.2f} {figure.unit}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""The benchmark's plumbing, on an image of a few MB. What the figures are does not matter here."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bench.__main__ import Extent, measure
+from bench.devices import loop_device
+from bench.timing import Sample, in_turns, table
+
+MIB = 1 << 20
+
+
+def test_contenders_run_in_turns() -> None:
+    order: list[str] = []
+
+    def contender(name: str) -> dict[str, float]:
+        order.append(name)
+        return {name: float(len(order))}
+
+    found = in_turns([lambda: contender("a"), lambda: contender("b")], 3)
+    assert order == ["a", "b"] * 3
+    assert found == {"a": Sample((1, 3, 5)), "b": Sample((2, 4, 6))}
+    assert found["a"].median == 3
+    assert table(found, "s").splitlines()[0].split() == ["a", "3.000", "min", "1.000", "max", "5.000", "s"]
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for loop devices")
+def test_a_loop_device_goes_away_with_an_interrupt(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), loop_device(tmp_path / "disk", 8 * MIB + 4096, filled=True) as device:
+        assert int(subprocess.check_output(["blockdev", "--getsize64", device])) == 8 * MIB + 4096
+        raise KeyboardInterrupt
+    assert not (tmp_path / "disk").exists()
+    assert str(tmp_path) not in subprocess.check_output(["losetup", "--list"], text=True)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for loop devices")
+@pytest.mark.skipif(not all(map(shutil.which, ("rauc", "dbus-daemon"))), reason="RAUC is not installed")
+def test_every_figure_is_measured_and_nothing_stays(tmp_path: Path) -> None:
+    figures = measure(Extent(size=24 * MIB, content=8 * MIB, larger=2, turns=1, starts=1), tmp_path)
+    assert [figure.name for figure in figures] == [
+        "stage_vs_rauc",
+        "stage_vs_floor",
+        "stage_peak_mb",
+        "stage_peak_growth",
+        "help_vs_bare_typer",
+        "status_vs_bare_typer",
+    ]
+    assert all(math.isfinite(figure.value) and figure.value > 0 for figure in figures)
+    assert list(tmp_path.iterdir()) == []
+    assert str(tmp_path) not in subprocess.check_output(["losetup", "--list"], text=True)
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()

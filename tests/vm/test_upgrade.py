@@ -1,0 +1,149 @@
+"""The story on machines that boot: tries, falls back, comes back; and the power is cut in the middle of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vagrant.node import Lab
+from vagrant.qemu import Machine, MachineError
+from vagrant.serve import Server
+from vagrant.tree import TRICKS
+
+
+def status(machine: Machine) -> dict[str, Any]:
+    """`updater --json status` inside the machine."""
+    found: dict[str, Any] = json.loads(machine.run("updater --json status").stdout)
+    return found
+
+
+def states(machine: Machine) -> dict[str, tuple[str, str]]:
+    """Release and state of both slots."""
+    return {slot["slot"]: (slot["release"], slot["state"]) for slot in status(machine)["slots"]}
+
+
+def settled(machine: Machine, timeout: float = 180) -> dict[str, Any]:
+    """The status once no upgrade is under way any more."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            found = status(machine)
+            if found["upgrade"] is None:
+                return found
+        except (MachineError, ValueError):
+            pass  # rebooting, or locked for a moment
+        assert time.monotonic() < deadline, "the agent did not settle"
+        time.sleep(1)
+
+
+def until(machine: Machine, true: Callable[[], bool], timeout: float = 120) -> None:
+    """Wait for something on the machine."""
+    deadline = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < deadline, machine.serial_tail()
+        time.sleep(0.1)
+
+
+def trick(machine: Machine, name: str) -> None:
+    """Make what is in slot b misbehave from its next boot on."""
+    machine.push("", f"{TRICKS}/{name}")
+    machine.run("sync")
+
+
+def test_tried_confirmed_and_rolled_back_by_reboot(ready: Machine) -> None:
+    assert states(ready) == {"a": ("MR95-1", "good"), "b": ("MR96-1", "staged")}
+    ready.run("updater activate")
+    boot = ready.wait_for_boot()
+    assert (boot.slot, boot.trying) == ("b", 1)
+    found = settled(ready)
+    assert found["indicator"] == "OK"
+    assert found["way_back"]
+    assert states(ready) == {"a": ("MR95-1", "good"), "b": ("MR96-1", "good")}
+    assert (
+        ready.run("cat /etc/updater-release; cat /etc/updater/node.toml | head -1").stdout == 'MR96-1\nname = "lab-1"\n'
+    )
+    assert ready.run("df --output=size -B1M / | tail -1").stdout.strip() > "900"  # the filesystem fills the slot
+
+    ready.run("updater rollback")
+    boot = ready.wait_for_boot()
+    assert (boot.slot, boot.trying) == ("a", None)
+    found = settled(ready)
+    assert found["booted"] == found["next_boot"] == "a"
+    assert states(ready) == {"a": ("MR95-1", "good"), "b": ("MR96-1", "good")}
+
+
+def test_an_unhealthy_release_falls_back_after_its_tries(ready: Machine) -> None:
+    trick(ready, "unhealthy")
+    before = len(ready.boots)
+    ready.run("updater activate")
+    seen = [ready.wait_for_kernel(before + number, timeout=180) for number in (1, 2, 3)]
+    assert [(boot.slot, boot.trying) for boot in seen] == [("b", 1), ("b", 0), ("a", None)]
+    ready.wait_for_boot()
+    found = settled(ready)
+    assert states(ready)["b"] == ("MR96-1", "bad")
+    assert found["indicator"] == "WARNING"
+    assert "acme" in found["problems"][0]
+    refused = ready.run("updater rollback", check=False)
+    assert refused.code == 35
+    assert "acme" in refused.stderr
+
+
+def test_a_kernel_that_panics_falls_back(ready: Machine) -> None:
+    trick(ready, "panic")
+    before = len(ready.boots)
+    ready.run("updater activate")
+    seen = [ready.wait_for_kernel(before + number, timeout=180) for number in (1, 2, 3)]
+    assert [boot.slot for boot in seen] == ["b", "b", "a"]
+    ready.wait_for_boot()
+    found = settled(ready)
+    assert states(ready) == {"a": ("MR95-1", "good"), "b": ("MR96-1", "bad")}
+    assert "never came up" in found["problems"][0]
+    assert "Kernel panic" in ready.serial.read_text(errors="replace")
+
+
+def test_a_boot_that_hangs_meets_its_deadline_and_falls_back(ready: Machine) -> None:
+    trick(ready, "hang")
+    before = len(ready.boots)
+    ready.run("updater activate")
+    seen = [ready.wait_for_kernel(before + number, timeout=240) for number in (1, 2, 3)]
+    assert [boot.slot for boot in seen] == ["b", "b", "a"]
+    ready.wait_for_boot()
+    settled(ready)
+    assert states(ready) == {"a": ("MR95-1", "good"), "b": ("MR96-1", "bad")}
+
+
+def test_power_cut_during_stage_is_resumed(node: Machine, lab: Lab) -> None:
+    bundle = lab.bundle("MR96-1")
+    with Server(bundle.parent) as server:
+        url = server.url(bundle.name, guest=True)
+        node.run(f"systemd-run --unit=stage /usr/bin/updater --json stage {url}")
+        until(node, lambda: node.run("cat /data/updater/write-progress.json", check=False).code == 0)
+        node.kill()
+        node.start()
+        assert node.wait_for_boot().slot == "a"
+        found = status(node)
+        assert found["upgrade"]["state"] == "interrupted"
+        assert found["upgrade"]["step"] == "write"
+        assert found["indicator"] == "WARNING"
+        assert found["next_boot"] == "a"
+        assert states(node)["b"] == ("MR96-1", "bad")
+        node.run("updater resume", timeout=300)
+    assert states(node) == {"a": ("MR95-1", "good"), "b": ("MR96-1", "staged")}
+    assert status(node)["upgrade"] is None
+
+
+def test_power_cut_right_after_the_flip_and_while_trying(ready: Machine) -> None:
+    ready.run("updater activate --no-reboot")
+    ready.kill()  # the operator's reboot never came: the power went
+    ready.start()
+    first = ready.wait_for_kernel(len(ready.boots) + 1, timeout=180)
+    assert (first.slot, first.trying) == ("b", 1)
+    ready.kill()  # and again, in the middle of the first try
+    ready.start()
+    boot = ready.wait_for_boot()
+    assert (boot.slot, boot.trying) == ("b", 0)
+    found = settled(ready)
+    assert states(ready) == {"a": ("MR95-1", "good"), "b": ("MR96-1", "good")}
+    assert found["booted"] == "b"
