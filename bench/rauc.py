@@ -85,7 +85,7 @@ def installer(bundle: Path, device: Path) -> Iterator[Callable[[], object]]:
         for process in reversed(running):
             process.terminate()
             process.wait()
-        subprocess.run(["umount", "--quiet", "--lazy", folder / "mount" / "bundle"], check=False)
+        subprocess.run(["umount", "--quiet", "--lazy", folder / "mount" / "bundle"], capture_output=True)
 
 
 def _until(there: Callable[[], bool], process: subprocess.Popen[bytes], folder: Path) -> None:

@@ -19,6 +19,10 @@ class Sample:
         """The middle one."""
         return median(self.values)
 
+    def over(self, other: Sample) -> float:
+        """How many times the other this is, turn by turn; the middle one."""
+        return median(mine / its for mine, its in zip(self.values, other.values, strict=True))
+
     def __str__(self) -> str:
         return f"{self.median:8.3f}   min {min(self.values):.3f}   max {max(self.values):.3f}"
 

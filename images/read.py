@@ -134,6 +134,11 @@ class Bundle:
                 source.close()
             raise
 
+    @property
+    def name(self) -> str:
+        """Where it comes from, without credentials."""
+        return self._source.name
+
     def section(self, name: str) -> bytes:
         """A section's bytes, verified. Raises KeyError when there is none, BundleInvalid, SourceUnreachable."""
         at, blob = self._sections[name]

@@ -133,8 +133,9 @@ class HttpSource:
         self.name = parsed._replace(auth=None, query=None, fragment=None).url
         self._url = parsed._replace(auth=None, fragment=None).url
         self._headers = {"Accept-Encoding": "identity"}
-        if parsed.auth:
-            self._headers |= urllib3.util.make_headers(basic_auth=parsed.auth)
+        auth = parsed.auth or _from_netrc(parsed.host)
+        if auth:
+            self._headers |= urllib3.util.make_headers(basic_auth=auth)
         redirects = urllib3.Retry(total=None, connect=0, read=0, other=0, status=0, redirect=5)
         self._pool = urllib3.PoolManager(
             maxsize=8,
@@ -236,6 +237,17 @@ class HttpSource:
 
     def _unreachable(self, *what: str, next: str = "") -> SourceUnreachable:
         return SourceUnreachable(f"cannot read {self.name}", what=what, next=next or ())
+
+
+def _from_netrc(host: str) -> str | None:
+    """User and password for a host from ~/.netrc: so that they need not stand in a URL, on a command line."""
+    from netrc import NetrcParseError, netrc
+
+    try:
+        found = netrc().authenticators(host)
+    except (OSError, NetrcParseError):
+        return None
+    return f"{found[0]}:{found[2]}" if found else None
 
 
 def _reason(error: Exception) -> str:

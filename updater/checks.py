@@ -88,6 +88,7 @@ def stage_checks(node: Node, bundle: Bundle, slot: Slot, purposes: Purposes) -> 
     return examine(
         {
             "rights": root,
+            "signature": lambda: f"by {', '.join(bundle.signers)} ({node.config.trust.threshold} needed)",
             "compatible": lambda: _compatible(node, manifest.compatible, manifest.architecture),
             "agent": lambda: _agent(manifest.agent_suffices, manifest.minimum_agent),
             "release": lambda: _release(node, bundle, purposes),

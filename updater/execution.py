@@ -35,7 +35,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a verb ended: `state` is a run's state, or "rebooting" or "nothing"."""
+    """How a verb ended: `state` is a run's state, or "rebooting", "waiting" (for a reboot by hand), "nothing"."""
 
     state: str
     text: str
@@ -54,10 +54,10 @@ def execute(node: Node, run: Run, steps: Sequence[Step], report: Report) -> Outc
     try:
         run_steps(node.journal, run, steps, told)
     except Handover:
-        text = f"the node reboots into slot {run.plan['slot']}"
         if run.plan["by_hand"]:
             text = f"ready: the next boot goes to slot {run.plan['slot']}; reboot when it suits"
-        return Outcome(state="rebooting", text=text, run=run.id)
+            return Outcome(state="waiting", text=text, run=run.id)
+        return Outcome(state="rebooting", text=f"the node reboots into slot {run.plan['slot']}", run=run.id)
     except UpdaterError as error:
         _close_if_untouched(node, run, steps, told, error)
         raise

@@ -13,9 +13,10 @@ from core.files import write_atomic
 from core.image import BootFiles
 from core.run import run
 from partitions import checks, disks
-from partitions.boot.backend import BootLayout, SlotPlace, open_backend
+from partitions.boot.backend import open_backend
 from partitions.boot.state import SLOTS, Slot, fresh
 from partitions.layout import propose as propose_layout
+from updater.layout import boot_layout
 from updater.machine import machine_of
 from updater.node_toml import NodeConfig, load_node
 
@@ -91,19 +92,6 @@ def running_slot(config: NodeConfig) -> Slot:
         raise
 
 
-def boot_layout(config: NodeConfig) -> BootLayout:
-    """Where the boot loader finds the slots of this machine, by the numbers and ids of their partitions."""
-
-    def place(slot: Slot) -> SlotPlace:
-        about = disks.describe(disks.find(config.slots[slot].device))
-        number = _partition_number(about.path)
-        if not about.partuuid or number is None:
-            raise NotReady(f"slot {slot} is no partition with a PARTUUID", what=str(about.path))
-        return SlotPlace(root=f"PARTUUID={about.partuuid}", partition=number)
-
-    return BootLayout(a=place("a"), b=place("b"), cmdline=config.boot.cmdline)
-
-
 def running_boot_files() -> BootFiles:
     """Kernel and initrd of the running root: what its boot entry was made for, or the newest there are."""
     kernels = sorted(Path("/boot").glob("vmlinuz-*"), key=lambda path: path.stat().st_mtime)
@@ -123,8 +111,3 @@ def render(template: str, **values: Any) -> str:
     text = (files("templates") / template).read_text(encoding="utf-8")
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     return environment.from_string(text).render(**values)
-
-
-def _partition_number(device: Path) -> int | None:
-    number = Path(f"/sys/class/block/{device.resolve().name}/partition")
-    return int(number.read_text()) if number.exists() else None

@@ -161,15 +161,10 @@ def _give_up_slot(node: Node, run: Run) -> None:
     """Nothing of a stage is undone piece by piece: the slot is bad, and stays so until it is staged again. A slot that
     was not written to yet keeps what it holds.
     """
-    slot = run.plan["slot"]
-    held, state = node.journal.slot(slot), node.boot.read()
-    # Written to only once it is bad *and* the journal says what is being written.
-    if (
-        "mark" in node.journal.steps(run)
-        and state[slot].state is SlotState.BAD
-        and held.get("content") == run.plan["content"]
-    ):
-        node.boot.write(mark_bad(state, slot))
+    slot, steps = run.plan["slot"], node.journal.steps(run)
+    # The first byte is written only after the journal says that the slot is partial, and `seal` ends that.
+    if "partial" in node.journal.slot(slot) or "seal" in steps:
+        node.boot.write(mark_bad(node.boot.read(), slot))
         node.journal.set_slot(slot, {})
 
 

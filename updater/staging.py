@@ -15,8 +15,10 @@ from core.journal import Facts, StepRecord, StepState
 from core.report import Report
 from images.read import Bundle
 from partitions import disks, mounts, slots, write
+from partitions.boot.backend import open_backend
 from partitions.boot.state import Slot, SlotState, mark_bad
 from patches.files import copy_into
+from updater.layout import boot_layout
 from updater.node import Node
 from updater.progress import note_progress
 
@@ -85,7 +87,8 @@ class MarkBad(_SlotStep):
         held = self.target.node.journal.slot(self.target.slot)
         mine = held.get("content") == self.target.bundle.manifest.image.content
         mine = mine and ("partial" in held or (record is not None and record.state is StepState.DONE))
-        return self.target.node.boot.read()[self.target.slot].state is SlotState.BAD and mine
+        # Always once in a run: what was staged and sealed here before is about to change.
+        return record is not None and self.target.node.boot.read()[self.target.slot].state is SlotState.BAD and mine
 
     def before(self) -> Facts:
         """What the slot held."""
@@ -220,7 +223,9 @@ class BootEntry(_SlotStep):
             target.node.boot.prepare(target.slot, target.bundle.manifest.boot)
             return "written"
         with mounts.mounted(target.device, read_only=True) as root:
-            target.node.boot.prepare(target.slot, target.bundle.manifest.boot, root)
+            config = target.node.config
+            loader = open_backend(config.boot.backend, config.boot.esp, layout=boot_layout(config))
+            loader.prepare(target.slot, target.bundle.manifest.boot, root)
         return "kernel copied, entry written"
 
 

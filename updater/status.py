@@ -120,8 +120,13 @@ def status_of(node: Node) -> Status:
         upgrade=upgrade,
         way_back=possible,
         way_back_reason=reason,
-        last_run=f"{runs[0].verb} {runs[0].id}: {runs[0].outcome}" if runs and upgrade is None else "",
+        last_run=f"{runs[0].verb} {runs[0].id}: {_ending(runs[0])}" if runs and upgrade is None else "",
     )
+
+
+def _ending(run: Run) -> str:
+    """How a run ended; why it fell back stands with the slot."""
+    return "fell back" if run.state is RunState.FELL_BACK else run.outcome
 
 
 def _try(look: Any, problems: list[tuple[Indicator, str]]) -> Any:

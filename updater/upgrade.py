@@ -199,7 +199,7 @@ def open_bundle(node: Node, source: str) -> Bundle:
 
 def _stage_plan(node: Node, bundle: Bundle, source: str, rate_limit: int | None) -> Facts:
     return {
-        "source": source if source.startswith(("http://", "https://")) else str(Path(source).resolve()),
+        "source": bundle.name if "://" in source else str(Path(source).resolve()),
         "release": bundle.manifest.release,
         "content": bundle.manifest.image.content,
         "slot": node.inactive,

@@ -78,7 +78,7 @@ class GrubBackend:
         try:
             found += [Fault(message=line, mend="updater status") for line in broken(self.read())]
         except BootEnvironment as error:
-            return [*found, Fault(message=error.message, mend=error.next[-1], what=error.what)]
+            return [*found, Fault(message=error.message, mend="; then ".join(error.next), what=error.what)]
         install = "updater init --install"
         for name, size in ((ENVIRONMENT, None), *((slot_file(slot), SLOT_FILE_SIZE) for slot in SLOTS)):
             path = self.esp / name

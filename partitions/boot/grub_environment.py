@@ -127,7 +127,7 @@ class GrubEnvironment:
 def mend(path: Path) -> list[str]:
     """What a person does about a broken environment, one line each."""
     return [
-        f"grub-editenv {path} create    once its partition is mounted and writable; then, if slot a is the good one:",
+        f"grub-editenv {path} create    once its partition is mounted and writable; then, if slot a runs:",
         f"grub-editenv {path} set primary=a a_state=good a_tries=0 b_state=bad b_tries=0",
     ]
 

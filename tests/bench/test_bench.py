@@ -28,6 +28,7 @@ def test_contenders_run_in_turns() -> None:
     assert order == ["a", "b"] * 3
     assert found == {"a": Sample((1, 3, 5)), "b": Sample((2, 4, 6))}
     assert found["a"].median == 3
+    assert found["b"].over(found["a"]) == 4 / 3
     assert table(found, "s").splitlines()[0].split() == ["a", "3.000", "min", "1.000", "max", "5.000", "s"]
 
 

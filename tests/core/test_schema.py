@@ -115,7 +115,7 @@ def test_any_data_is_a_shape_or_a_schema_error(data: Any) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.dictionaries(st.sampled_from(NodeConfig.__slots__), _plain))  # type: ignore[attr-defined]
+@given(st.dictionaries(st.sampled_from(NodeConfig.__slots__), _plain))
 def test_any_table_for_a_node(data: dict[str, Any]) -> None:
     try:
         structure(data, NodeConfig)

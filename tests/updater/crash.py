@@ -393,7 +393,7 @@ def _judge_abort(seen: Seen, dead: Seen, known: _Known, said: str, *, rebooted: 
             if seen[key] != known.before[key]
         ]
     whole = ("environment", "primary", "content", "records", "slots", "data", "booted")
-    if all(dead[key] == known.before[key] for key in whole):
+    if not dead["wrote"] and all(dead[key] == known.before[key] for key in whole):
         changed = [f"{key}: {known.before[key]} -> {seen[key]}" for key in whole if seen[key] != known.before[key]]
         if changed and known.before["open run"] is None:
             found.append(f"{said!r}: nothing was touched when it died, and now {changed}")

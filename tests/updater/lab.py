@@ -165,6 +165,7 @@ def look(config: Path) -> dict[str, Any]:
             "data": str(node.data_release),
             "attempts": node.journal.fact("attempts") or [],
             "open run": run and run.verb,
+            "wrote": run is not None and "write" in node.journal.steps(run),
             "runs": len(runs),
             "last run": f"{runs[0].verb} {runs[0].state}" if runs else "",
             "hooks": hooks_ran(config),

@@ -113,8 +113,9 @@ def prepare(lab: Lab, memory: Path) -> Callable[[Case, str], Path]:
 
 def _act(lab: Lab, words: tuple[str, ...]) -> Callable[[Path], object]:
     arguments = [lab.bundle(word) for word in words[1:]]
-    verb, again = words[0].split()[0], words[0].endswith(" again")
-    return lambda config: do(config, verb, *arguments, **({"again": True} if again else {}))
+    if words[0] == "stage again":
+        return lambda config: do(config, "stage", *arguments, again=True)
+    return lambda config: do(config, words[0], *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,9 @@ def build(
     kernel: Annotated[str | None, typer.Option(help="Path of the kernel in the image.", show_default="newest")] = None,
     initrd: Annotated[str | None, typer.Option(help="Path of the initrd.", show_default="newest")] = None,
     cmdline: Annotated[str, typer.Option(help="Kernel arguments that the release needs.")] = "",
+    architecture: Annotated[
+        str | None, typer.Option(help="Of the machines it runs on.", show_default="this machine's")
+    ] = None,
     lts: Annotated[bool, typer.Option("--lts", help="A long-term release.")] = False,
     expires: Annotated[str, typer.Option(help="UTC time after which nodes refuse it, 2027-01-31T00:00:00Z.")] = "",
     over: Annotated[list[str] | None, typer.Option(help="Releases it may be installed over: MR94, MR90..MR95.")] = None,
@@ -63,6 +67,7 @@ def build(
             initrd=initrd,
             cmdline=cmdline,
             lts=lts,
+            architecture=architecture or platform.machine(),
             expires=moment(expires) if expires else None,
             installable_over=tuple(over or ()),
             minimum_agent=minimum_agent,

@@ -131,7 +131,7 @@ def activate(
             _show(planned, "cannot activate")
             return
         outcome = upgrade.activate(node, report, window=hours, by_hand=no_reboot, accept_no_rollback=accept_no_rollback)
-        finish(followed(node, outcome, report, no_reboot))
+        finish(followed(node, outcome, report))
 
 
 def confirm() -> None:
@@ -156,7 +156,7 @@ def rollback(no_reboot: NoReboot = False, dry_run: DryRun = False) -> None:
         if dry_run:
             _show(upgrade.plan_rollback(node, by_hand=no_reboot), "cannot roll back")
             return
-        finish(followed(node, upgrade.rollback(node, report, by_hand=no_reboot), report, no_reboot))
+        finish(followed(node, upgrade.rollback(node, report, by_hand=no_reboot), report))
 
 
 def resume() -> None:
@@ -217,11 +217,11 @@ def _show(plan: Plan, cannot: str) -> None:
     raise_first(list(plan.checks), cannot)
 
 
-def followed(node: Node, outcome: Outcome, report: Report, by_hand: bool = False) -> Outcome:
+def followed(node: Node, outcome: Outcome, report: Report) -> Outcome:
     """In a sandbox, do what systemd does after a boot: confirm, until nothing reboots any more."""
     from updater.recovery import confirm as after_boot
 
-    while outcome.state == "rebooting" and node.config.machine == "sandbox" and not by_hand:
+    while outcome.state == "rebooting" and node.config.machine == "sandbox":
         report.note(f"the model of the boot loader boots slot {node.booted}")
         outcome = after_boot(node, report)
     return outcome
