@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath, PurePosixPath
 
-from core.errors import Busy, NotPermitted, UpdaterError
+from core.errors import Busy, NoSpace, NotPermitted, NotReady, UpdaterError
 
 
 def fsync_dir(path: Path) -> None:
@@ -73,7 +74,20 @@ def exclusive_lock(path: Path, *, purpose: str) -> Iterator[None]:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except PermissionError as error:
-        raise NotPermitted(f"cannot open the lock {path}", what=str(error), next="run it as root (sudo)") from error
+        raise NotPermitted(
+            f"cannot open the lock {path}",
+            what=str(error),
+            state="this command changed nothing",
+            next="run it as root (sudo)",
+        ) from error
+    except OSError as error:
+        kind = NoSpace if error.errno == errno.ENOSPC else NotReady
+        raise kind(
+            f"cannot make the lock {path}",
+            what=error.strerror or str(error),
+            state="this command changed nothing",
+            next=[f"df -h {path.parent}", "updater doctor"],
+        ) from error
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,8 +99,9 @@ def exclusive_lock(path: Path, *, purpose: str) -> Iterator[None]:
                 state="this command changed nothing",
                 next="updater status    see what is under way",
             ) from error
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{purpose}, process {os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # on a full disk the lock holds, and only its holder's name is missing
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{purpose}, process {os.getpid()}\n".encode(errors="backslashreplace"), 0)
         yield
     finally:
         os.close(fd)

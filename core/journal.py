@@ -131,12 +131,20 @@ class Journal:
 
     # -- runs
 
-    def begin(self, verb: str, plan: Facts) -> Run:
-        """Open a run. Raises Busy when another one is open: there is one upgrade at a time."""
+    def begin(self, verb: str, plan: Facts, *, ending: Run | None = None, why: str = "") -> Run:
+        """Open a run. Raises Busy when another one is open: there is one upgrade at a time.
+
+        `ending`: the open run that this one takes the place of, in one go; it is aborted, and `why` is its outcome.
+        """
         now = datetime.now(UTC)
         point("journal:begin")
         with self._transaction():
             name = self._free_id(now)
+            if ending is not None:
+                self._db.execute(
+                    "UPDATE runs SET state = 'aborted', ended = ?, outcome = ? WHERE id = ?",
+                    (now.isoformat(), why, ending.id),
+                )
             try:
                 self._db.execute(
                     "INSERT INTO runs (id, verb, plan, state, agent, started) VALUES (?, ?, ?, 'open', ?, ?)",
@@ -163,7 +171,9 @@ class Journal:
         """The run with this id. Raises UpdaterError."""
         row = self._one("SELECT * FROM runs WHERE id = ?", name)
         if row is None:
-            raise UpdaterError(f"there is no run {name}", next="updater history    lists them")
+            raise UpdaterError(
+                f"there is no run {name}", state="nothing was changed", next="updater history    lists them"
+            )
         return _run(row)
 
     def open_run(self) -> Run | None:

@@ -11,6 +11,8 @@ from core.errors import ConfigError
 
 T = TypeVar("T")
 
+_UNTOUCHED = "nothing was changed"
+
 #: What a ``__post_init__`` says of one of its keys: ``key: what is wrong``.
 _OWN = re.compile(r"([A-Za-z_][\w.]*): (.+)", re.DOTALL)
 
@@ -34,7 +36,7 @@ def structure(data: Any, shape: type[T]) -> T:
     try:
         made: T = _converter().structure(data, shape)
     except (cattrs.BaseValidationError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise SchemaError(_faults(error)) from error
+        raise SchemaError([_one_line(fault) for fault in _faults(error)]) from error
     return made
 
 
@@ -45,16 +47,25 @@ def load_toml(path: Path, shape: type[T], *, what: str) -> T:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{what} {path} does not exist", next="updater init    writes a first one") from error
+        raise ConfigError(
+            f"{what} {path} does not exist", state=_UNTOUCHED, next="updater init    writes a first one"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{what} {path} cannot be read", what=str(error)) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{what} {path} is not TOML", what=str(error)) from error
+        raise ConfigError(
+            f"{what} {path} cannot be read", what=str(error), state=_UNTOUCHED, next=f"ls -l {path}"
+        ) from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(
+            f"{what} {path} is not TOML", what=str(error), state=_UNTOUCHED, next=f"edit {path}"
+        ) from error
     try:
         return structure(data, shape)
     except SchemaError as error:
         raise ConfigError(
-            f"{what} {path} has {len(error.faults)} fault{'s' * (len(error.faults) != 1)}", what=error.faults
+            f"{what} {path} has {len(error.faults)} fault{'s' * (len(error.faults) != 1)}",
+            what=error.faults,
+            state=_UNTOUCHED,
+            next=f"edit {path}",
         ) from error
 
 
@@ -104,11 +115,17 @@ def _faults(error: BaseException, path: str = "") -> list[str]:
         return lines
     if isinstance(error, KeyError):
         return [f"{path or error.args[0]}: missing"]
-    if isinstance(error, AttributeError):  # how cattrs finds out that it was not given a table
+    if isinstance(error, AttributeError) or "is not iterable" in str(error):  # how cattrs finds out that it was not given a table
         return [f"{path or 'the whole file'}: expected a table"]
     where = path or "the whole file"
     own = _OWN.match(str(error)) if isinstance(error, ValueError) else None  # a dataclass that checked itself
     return [f"{_join(path, own[1])}: {own[2]}" if own else f"{where}: {error}"]
+
+
+def _one_line(fault: str) -> str:
+    """Keys and values are the author's own: no newline and no escape sequence of them reaches a screen."""
+    plain = fault.replace("not in literal typing.Literal", "is none of ")
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in plain)
 
 
 def _place(notes: list[Any]) -> str:

@@ -58,9 +58,16 @@ def _create(path: Path, data: bytes, mode: int) -> None:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     except FileExistsError as error:
-        raise ConfigError(f"{path} exists already; keys are never overwritten", next="choose another name") from error
+        raise ConfigError(
+            f"{path} exists already; keys are never overwritten", state="it is as it was", next="choose another name"
+        ) from error
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written", what=str(error)) from error
+        raise ConfigError(
+            f"{path} cannot be written",
+            what=error.strerror or str(error),
+            state="no key was made there",
+            next=f"ls -ld {path.parent}",
+        ) from error
     with os.fdopen(fd, "wb") as file:
         file.write(data)
         file.flush()
@@ -80,7 +87,12 @@ def load_trust(paths: Iterable[Path], threshold: int = 1) -> Trust:
         try:
             key = SSlibKey.from_crypto(load_pem_public_key(path.read_bytes()))
         except (OSError, ValueError, UnsupportedAlgorithm) as error:
-            raise ConfigError(f"trusted key {path} cannot be read", what=str(error)[:300]) from error
+            raise ConfigError(
+                f"trusted key {path} cannot be read",
+                what=str(error)[:300],
+                state="nothing was changed",
+                next="correct trust.keys in node.toml (or --key), or put the key there",
+            ) from error
         twin = next((name for name, other in keys.items() if other.keyid == key.keyid), None)
         if path.stem in keys or twin is not None:
             raise ConfigError(f"trusted key {path} is there twice", what=f"as {twin or path.stem} too")
@@ -88,6 +100,7 @@ def load_trust(paths: Iterable[Path], threshold: int = 1) -> Trust:
     if threshold < 1 or len(keys) < threshold:
         raise ConfigError(
             f"{threshold} signature(s) are demanded, but {len(keys)} key(s) are trusted",
+            state="nothing was changed",
             next="correct trust.keys or trust.threshold in node.toml",
         )
     return Trust(keys=keys, threshold=threshold)

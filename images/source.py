@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import stat
 import time
 from collections import OrderedDict
@@ -47,6 +48,15 @@ def open_source(where: str | Path) -> Source:
     if isinstance(where, str) and where.lower().startswith(("http://", "https://")):
         return ReadAhead(HttpSource(where))
     return FileSource(Path(str(where).removeprefix("file://")))
+
+
+def without_credentials(where: str) -> str:
+    """A path or URL as it may stand on a screen, in a lock or in a log: neither a password nor a signed query."""
+    scheme, marks, rest = where.partition("://")
+    if not marks or scheme.lower() not in ("http", "https"):
+        return where
+    host, slash, path = rest.partition("/")
+    return re.split("[?#]", f"{scheme}://{host.rpartition('@')[2]}{slash}{path}")[0]
 
 
 def truncated(source: Source, offset: int, length: int) -> BundleInvalid:

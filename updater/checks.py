@@ -156,7 +156,10 @@ def _compatible(node: Node, compatible: str, architecture: str) -> str:
             next="check that this is the bundle for this kind of server",
         )
     if architecture != node.machine.architecture():
-        raise Incompatible(f"the bundle is for {architecture}, this machine is {node.machine.architecture()}")
+        raise Incompatible(
+            f"the bundle is for {architecture}, this machine is {node.machine.architecture()}",
+            next="check that this is the bundle for this kind of server",
+        )
     return f"{compatible}, {architecture}"
 
 
@@ -184,7 +187,8 @@ def _release(node: Node, bundle: Bundle, purposes: Purposes) -> str:
         )
     downgrade = policy.forbids_downgrade(current, target, node.data_release or current, on_purpose=purposes.downgrade)
     if downgrade:
-        raise Incompatible(downgrade, next="" if purposes.downgrade else "--allow-downgrade    if you mean it")
+        mend = "stage a release that reads this data" if purposes.downgrade else "--allow-downgrade    if you mean it"
+        raise Incompatible(downgrade, next=mend)
     jump = policy.forbids_jump(current, target)
     if jump and not purposes.jump:
         raise Incompatible(jump, next=["go step by step", "--allow-jump    if you mean it; there is no way back then"])
@@ -230,6 +234,7 @@ def _writable(node: Node, slot: Slot, image: int) -> str:
         raise NoSpace(
             f"the image is larger than slot {slot}",
             what=f"image {size(image)} ({image} bytes), slot {size(room)} ({room} bytes)",
+            next="enlarge both slots, or have the bundle built with a smaller --size",
         )
     return f"{size(room)}, idle"
 
@@ -282,7 +287,7 @@ def _way_back_accepted(node: Node, slot: Slot, accept: bool) -> str:
         return "not known: a release is unknown"
     forbidden = node.policy.forbids_data(target, node.data_release or current)
     if forbidden:
-        raise Incompatible(forbidden)
+        raise Incompatible(forbidden, next="updater stage BUNDLE    of a release that reads this data")
     if node.policy.adjoining(target, current):
         return f"yes ({current} reads the data of {target})"
     if not accept:

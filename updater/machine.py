@@ -128,8 +128,15 @@ class Sandbox:
         write_atomic(self._file, json.dumps({"slot": slot, "boot": before["boot"] + 1}))
 
     def _read(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self._file.read_text())
-        return found
+        try:
+            found: dict[str, Any] = json.loads(self._file.read_text())
+            return {"slot": found["slot"], "boot": int(found["boot"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise NotReady(
+                "the sandbox does not know which slot it booted",
+                what=f"{self._file}: {error}",
+                next="updater sandbox create DIR    makes a new one",
+            ) from error
 
 
 def machine_of(config: NodeConfig) -> Machine:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from core.errors import NotReady
+from core.errors import NotPermitted, NotReady
 from core.journal import Facts, Journal
 from core.release import Policy, Release
 from partitions.boot.backend import BootBackend, open_backend
@@ -90,14 +90,24 @@ class Node:
         }
 
 
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except PermissionError as error:
+        raise NotPermitted(
+            f"no permission to look into {path}", state="nothing was changed", next="run it as root (sudo)"
+        ) from error
+
+
 @contextmanager
 def open_node(path: Path) -> Iterator[Node]:
     """Open the node that node.toml at `path` describes. Raises ConfigError, NotReady, NotPermitted."""
     config = load_node(path)
-    if not config.data.is_dir():
+    if not _is_directory(config.data):
         raise NotReady(
             f"the data directory {config.data} does not exist",
             what="the journal lives there; the data partition may not be mounted",
+            state="nothing was changed",
             next=[f"findmnt {config.data.parent}", "updater doctor", "updater init    creates it on a new node"],
         )
     boot = open_backend(config.boot.backend, config.boot.esp, plain_filesystem=config.machine == "host")

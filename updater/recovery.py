@@ -153,7 +153,9 @@ def abort(node: Node, report: Report) -> Outcome:
 def _require_open(node: Node, verb: str) -> Run:
     run = node.journal.open_run()
     if run is None:
-        raise WrongState(f"nothing to {verb}: no upgrade is in progress", next="updater status")
+        raise WrongState(
+            f"nothing to {verb}: no upgrade is in progress", state="nothing was changed", next="updater status"
+        )
     return run
 
 

@@ -11,6 +11,8 @@ from core.errors import WrongState
 from core.files import write_atomic
 from core.image import BootFiles
 from core.journal import Journal
+from core.release import Release
+from images.keys import load_trust
 from partitions.boot.backend import BootLayout, SlotPlace, open_backend
 from partitions.boot.state import fresh
 from updater.init import render
@@ -23,10 +25,16 @@ CONFIG = "node.toml"
 def create(directory: Path, *, slot_size: int, keys: list[Path], release: str, compatible: str) -> Path:
     """Make a sandbox whose slot a "runs" `release`; slots are sparse files of `slot_size` bytes. Returns its node.toml.
 
-    Raises WrongState when there is something at `directory` already.
+    Raises WrongState when there is something at `directory` already, ConfigError when a key cannot be read, ValueError.
     """
-    if directory.exists() and any(directory.iterdir()):
-        raise WrongState(f"{directory} is not empty", next="choose another directory, or remove it")
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise WrongState(
+            f"{directory} is not an empty directory",
+            state="nothing was changed",
+            next="choose another directory, or remove it",
+        )
+    load_trust(keys)
+    Release.parse(release)
     root = directory.resolve()
     for name in ("data", "esp", "keys", "health.d", "hooks", "slots"):
         (root / name).mkdir(parents=True)

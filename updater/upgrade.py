@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.journal import Facts, Run, RunState
+from core.errors import UpdaterError
+from core.journal import Facts, Run
 from core.release import Release
 from core.report import Report
 from core.steps import Step, describe
 from images.keys import load_trust
 from images.read import Bundle
+from images.source import without_credentials
 from partitions.boot.state import Slot
 from updater import staging, switching
 from updater.checks import Purposes, activate_checks, in_progress, raise_first, rollback_checks, stage_checks
@@ -136,7 +138,7 @@ def stage(
 
     A stage of the same bundle that was interrupted goes on. Raises UpdaterError.
     """
-    with locked(node, f"stage {source}"), open_bundle(node, source) as bundle:
+    with locked(node, f"stage {without_credentials(source)}"), open_bundle(node, source) as bundle:
         interrupted = node.journal.open_run()
         if interrupted is not None:
             if interrupted.verb == "stage" and interrupted.plan["content"] == bundle.manifest.image.content:
@@ -184,17 +186,25 @@ def rollback(node: Node, report: Report, *, by_hand: bool = False) -> Outcome:
     with locked(node, "rollback"):
         plan = plan_rollback(node, by_hand=by_hand)
         raise_first(list(plan.checks), "cannot roll back")
-        open_run = node.journal.open_run()
-        if open_run is not None:
-            node.journal.close(open_run, RunState.ABORTED, "rolled back by the operator before it was confirmed")
         node.journal.set_fact("flip-boot", None)
-        run = node.journal.begin("rollback", {"slot": node.inactive, "by_hand": by_hand})
+        node.journal.set_fact("attempts", [])
+        run = node.journal.begin(
+            "rollback",
+            {"slot": node.inactive, "by_hand": by_hand},
+            ending=node.journal.open_run(),
+            why="rolled back by the operator before it was confirmed",
+        )
         return execute(node, run, steps_of(node, run), report)
 
 
 def open_bundle(node: Node, source: str) -> Bundle:
     """Open a bundle with the keys that this node trusts. Raises SignatureInvalid, BundleInvalid, SourceUnreachable."""
-    return Bundle.open(source, load_trust(node.config.trust.keys, node.config.trust.threshold))
+    try:
+        return Bundle.open(source, load_trust(node.config.trust.keys, node.config.trust.threshold))
+    except UpdaterError as error:
+        error.state = error.state or "this command changed nothing"
+        error.next = error.next or (f"updater bundle inspect {without_credentials(source)}", "updater doctor")
+        raise
 
 
 def _stage_plan(node: Node, bundle: Bundle, source: str, rate_limit: int | None) -> Facts:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from core import faults
+from partitions.boot.state import other
 from tests.updater.lab import attempt, copy_sandbox, look, power_cycle
 from updater.status import STEPS, Indicator, Status
 
@@ -380,12 +381,15 @@ def _judge_end(seen: Seen, known: _Known, scenario: Scenario) -> list[str]:
 def _judge_abort(seen: Seen, dead: Seen, known: _Known, said: str, *, rebooted: bool) -> list[str]:
     """The old slot is good, and booted or next. Where nothing had changed yet, nothing has changed."""
     found = []
-    old = known.before["booted"]
+    booted = known.before["booted"]
+    old = booted if "good" in known.before["environment"][booted] else other(booted)
+    if seen["booted"] == booted != old and "trying" in seen["environment"][booted]:
+        return found  # it died before it left the slot on trial, so the trial goes on
     if seen["booted"] != old or seen["next boot"] != old:
         found.append(f"{said!r}: slot {seen['booted']} runs, {seen['next boot']} is next, and {old} was the old one")
     if seen["environment"][old] != known.before["environment"][old]:
         found.append(f"{said!r}: slot {old} is {seen['environment'][old]}, was {known.before['environment'][old]}")
-    never_left = known.before["booted"] == dead["booted"] == old and not rebooted
+    never_left = known.before["boot"] == dead["boot"] and not rebooted
     if never_left and known.before["open run"] is None and not seen["last run"].startswith("stage"):
         found += [
             f"{said!r}: {key}: {known.before[key]} -> {seen[key]}"
@@ -402,7 +406,7 @@ def _judge_abort(seen: Seen, dead: Seen, known: _Known, said: str, *, rebooted: 
 
 def _differences(seen: Seen, *ends: Seen, scenario: Scenario) -> list[str]:
     """How the end differs from the nearest of the ends that it may have."""
-    ignored = {"runs", "hooks", "status"} | (set() if scenario.same_bytes else {"content", "records"})
+    ignored = {"runs", "hooks", "status", "boot", "wrote"} | (set() if scenario.same_bytes else {"content", "records"})
     told = [
         [f"{key} is {seen[key]}, should be {end[key]}" for key in end if key not in ignored and seen[key] != end[key]]
         for end in ends

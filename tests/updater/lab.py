@@ -124,7 +124,7 @@ def do(config: Path, verb: str, *arguments: Any, report: Report | None = None, *
         options = {"purposes": Purposes(), **options}
     with open_node(config) as node:
         outcome = verbs[verb](node, *arguments, report, **options)
-        return str(followed(node, outcome, report, bool(options.get("by_hand"))).state)
+        return str(followed(node, outcome, report).state)
 
 
 def attempt(config: Path, verb: str, *arguments: Any, **options: Any) -> str:
@@ -155,6 +155,7 @@ def look(config: Path) -> dict[str, Any]:
             assert form(shown)
         return {
             "booted": node.booted,
+            "boot": node.machine.boot_id(),
             "next boot": next_boot(state),
             "environment": {slot: f"{state[slot].state} {state[slot].tries}" for slot in SLOTS},
             "primary": state.primary,

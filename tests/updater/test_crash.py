@@ -56,7 +56,7 @@ CASES = {
     "activate a confirmed slot, fails": Case(BACK, ("activate",), unhealthy="MR96-1"),
     "rollback": Case(CONFIRMED, ("rollback",)),
     "rollback, with hooks": Case(CONFIRMED, ("rollback",), hooks=MOMENTS, only=MOMENTS),
-    "rollback before it is confirmed": Case(STAGED, ("rollback",), "health:intended", ("activate",)),
+    "rollback before it is confirmed": Case(STAGED, ("rollback",), "health:intended", ("activate",), finish="resume"),
     "abort of stage": Case((), ("abort",), "write:flushed", ("stage", "MR96-1"), finish="resume"),
     "abort of stage over the way back": Case(
         CONFIRMED, ("abort",), "mark:applied", ("stage", "MR97-1"), finish="resume"
@@ -147,7 +147,7 @@ def test_death_at_every_point(
     tally.seconds += time.monotonic() - begun
     record_property("crash points", tried.crashes)
     print(f"{name}: {tried.crashes} deaths, {tried.ends} ways on, {time.monotonic() - begun:.1f} s")
-    assert tried.crashes > 5
+    assert tried.crashes > 4
     print("\n".join(tried.faults))
     if tried.faults:
         pytest.fail(f"{len(tried.faults)} faults:\n" + "\n".join(tried.faults[:40]), pytrace=False)

@@ -81,7 +81,7 @@ def test_an_interrupted_stage(lab: Lab, node: Path) -> None:
 
 def test_waiting_for_the_operators_reboot_then_on_trial(lab: Lab, node: Path) -> None:
     do(node, "stage", lab.bundle("MR96-1"))
-    assert do(node, "activate", by_hand=True) == "rebooting"
+    assert do(node, "activate", by_hand=True) == "waiting"
     status = seen(node)
     assert status.upgrade is not None and status.upgrade.state == "waits for the reboot"
     assert (status.booted, status.next_boot, status.slots[1].tries) == ("a", "b", 3)

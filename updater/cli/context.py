@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.errors import Interrupted, Terminated
+from core.errors import Interrupted, Terminated, UpdaterError
 
 if TYPE_CHECKING:
-    from core.report import Report
+    from core.report import Event, Report, Sink
     from updater.execution import Outcome
     from updater.node import Node
 
@@ -56,6 +57,34 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def unread() -> None:
+    """Nobody reads the output any more (``| head``, a lost terminal): what is still printed goes nowhere."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+
+
+def unexpected(error: OSError) -> UpdaterError:
+    """What the system refused and no room has a better word for."""
+    return UpdaterError(
+        f"the system refused: {error.strerror or error}",
+        what=[str(each) for each in (error.filename, error.filename2) if each],
+        state="the command stopped where it was",
+        next=["updater status    shows where things stand", "the same command with --debug    shows what was called"],
+    )
+
+
+def _courtesy(sink: Sink) -> Sink:
+    """An upgrade does not stop because nobody watches it any more."""
+
+    def shown(event: Event) -> None:
+        try:
+            sink(event)
+        except BrokenPipeError:
+            unread()
+
+    return shown
+
+
 @contextmanager
 def opened(title: str = "") -> Iterator[tuple[Node, Report]]:
     """The node, and a report to the screen (or as JSON lines)."""
@@ -64,12 +93,12 @@ def opened(title: str = "") -> Iterator[tuple[Node, Report]]:
 
     with interruptible(), open_node(config_path()) as node:
         if settings.json:
-            yield node, Report(json_lines())
+            yield node, Report(_courtesy(json_lines()))
             return
         from updater.cli.screen import Screen
 
         with Screen(title) as screen:
-            yield node, Report(screen.sink)
+            yield node, Report(_courtesy(screen.sink))
 
 
 def finish(outcome: Outcome) -> None:

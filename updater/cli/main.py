@@ -10,7 +10,7 @@ import typer
 
 from core.errors import UpdaterError
 from updater.cli import bundle, node, sandbox, setup
-from updater.cli.context import print_json, settings
+from updater.cli.context import print_json, settings, unexpected, unread
 from updater.cli.quick import Root
 
 app = typer.Typer(
@@ -61,6 +61,7 @@ app.add_typer(sandbox.app, name="sandbox")
 
 def main() -> None:
     """Run the command line. A user's mistake ends in a message and a stable exit code, never in a traceback."""
+    out = sys.stdout
     try:
         app(prog_name="updater")
     except UpdaterError as error:
@@ -68,9 +69,31 @@ def main() -> None:
             raise
         _tell(error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if settings.debug:
+            raise
+        fault = unexpected(error)
+        _tell(fault)
+        sys.exit(fault.exit_code)
+    except SystemExit:
+        if sys.stdout is not out:  # Typer found that nobody reads the output any more
+            unread()
+            sys.exit(0)
+        _flush()
+        raise
+
+
+def _flush() -> None:
+    """Let the output go now: a fault of it in the interpreter's last moment could no longer be told."""
+    try:
+        sys.stdout.flush()
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+        unread()
+    except OSError as error:
+        unread()
+        fault = unexpected(error)
+        _tell(fault)
+        sys.exit(fault.exit_code)
 
 
 def _tell(error: UpdaterError) -> None:

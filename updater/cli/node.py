@@ -243,6 +243,6 @@ def _wait_for(window: object, report: Report) -> None:
 def _bytes(text: str) -> int:
     units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
     number, unit = text.rstrip("kKmMgG"), text[len(text.rstrip("kKmMgG")) :].lower()
-    if not number.isdigit() or unit not in units:
+    if not (number.isascii() and number.isdigit()) or unit not in units:
         raise typer.BadParameter(f"{text!r} is not a rate such as 150M", param_hint="--rate-limit")
     return int(number) * units[unit]

@@ -18,7 +18,7 @@ app = typer.Typer(
 def create(
     directory: Annotated[Path, typer.Argument(help="Where to make it; must not exist, or be empty.")],
     key: Annotated[list[Path], typer.Option(help="Public key whose signatures it trusts. Several are allowed.")],
-    slot_size: Annotated[int, typer.Option(help="Bytes per slot; the files are sparse.")] = 4 << 30,
+    slot_size: Annotated[int, typer.Option(help="Bytes per slot; the files are sparse.", min=1 << 20)] = 4 << 30,
     release: Annotated[str, typer.Option(help="The release that slot a is said to run.")] = "MR95-1",
     compatible: Annotated[str, typer.Option(help="What bundles must be compatible with.")] = "sandbox",
 ) -> None:
@@ -28,7 +28,10 @@ def create(
     """
     from updater import sandbox
 
-    config = sandbox.create(directory, slot_size=slot_size, keys=key, release=release, compatible=compatible)
+    try:
+        config = sandbox.create(directory, slot_size=slot_size, keys=key, release=release, compatible=compatible)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--release") from error
     print(f"a sandbox, made of plain files: {config}")
     print(f"next   updater --config {config} status")
     print(f"       updater --config {config} stage BUNDLE && updater --config {config} activate")
@@ -49,10 +52,12 @@ def boot(
     from updater.cli.node import followed
     from updater.machine import Sandbox
 
+    if slot not in ("", "a", "b"):
+        raise typer.BadParameter(f"{slot!r} is not a or b", param_hint="--slot")
     with opened() as (node, report):
         if not isinstance(node.machine, Sandbox):
             raise WrongState("this node is a real machine, no sandbox", next="systemctl reboot")
-        if slot in ("a", "b"):
+        if slot:
             node.machine.start("a" if slot == "a" else "b")
         else:
             node.machine.reboot()

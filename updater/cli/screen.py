@@ -105,11 +105,16 @@ class Screen:
 def print_error(error: UpdaterError) -> None:
     """What happened, on what, the state of things, and what to do next."""
     out = sys.stderr
-    print(f"error: {error.message}", file=out)
+    print(f"error: {_plain(error.message)}", file=out)
     for label, lines in (("what", error.what), ("state", (error.state,) if error.state else ()), ("next", error.next)):
         for number, line in enumerate(lines):
-            print(f"  {label if number == 0 else '':<8} {line}", file=out)
+            print(f"  {label if number == 0 else '':<8} {_plain(line)}", file=out)
     print(f"  exit {error.exit_code} ({error.kind})", file=out)
+
+
+def _plain(line: str) -> str:
+    """Names of files and words of other programs stand in errors: nothing in them may steer the terminal."""
+    return "".join(letter if letter.isprintable() or letter == "\t" else repr(letter)[1:-1] for letter in line)
 
 
 def print_plan(plan: Plan) -> None:
