@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,13 +17,14 @@ from enum import StrEnum
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from core.errors import Busy, NoSpace, NotPermitted, NotReady, UpdaterError
 from core.faults import point
 from core.report import Event
 
 Facts = dict[str, Any]
+T = TypeVar("T")
 
 #: Readers refuse a journal whose `oldest_reader` is above this.
 VERSION = 1
@@ -104,8 +105,8 @@ class Journal:
 
         Raises NotReady when it is damaged or from a release too new to be understood, NotPermitted without rights.
         """
-        fresh = not path.exists()
         with _translated(path):
+            fresh = not path.exists()
             db = sqlite3.connect(path, isolation_level=None, timeout=10)
             db.row_factory = sqlite3.Row
             # A rollback journal whose deletion is synced as well: a commit that returned survives any power cut.
@@ -169,21 +170,20 @@ class Journal:
 
     def run(self, name: str) -> Run:
         """The run with this id. Raises UpdaterError."""
-        row = self._one("SELECT * FROM runs WHERE id = ?", name)
-        if row is None:
+        found = self._one(_run, "SELECT * FROM runs WHERE id = ?", name)
+        if found is None:
             raise UpdaterError(
                 f"there is no run {name}", state="nothing was changed", next="updater history    lists them"
             )
-        return _run(row)
+        return found
 
     def open_run(self) -> Run | None:
         """The run that is under way or was interrupted, if there is one."""
-        row = self._one("SELECT * FROM runs WHERE state = 'open'")
-        return _run(row) if row else None
+        return self._one(_run, "SELECT * FROM runs WHERE state = 'open'")
 
     def runs(self, limit: int = 50) -> list[Run]:
         """The latest runs, newest first."""
-        return [_run(row) for row in self._all("SELECT * FROM runs ORDER BY rowid DESC LIMIT ?", limit)]
+        return self._all(_run, "SELECT * FROM runs ORDER BY rowid DESC LIMIT ?", limit)
 
     # -- steps
 
@@ -211,15 +211,14 @@ class Journal:
 
     def steps(self, run: Run) -> dict[str, StepRecord]:
         """The steps of a run that were begun, by name, in their order."""
-        rows = self._all("SELECT * FROM steps WHERE run = ? ORDER BY seq", run.id)
-        return {row["name"]: _step(row) for row in rows}
+        steps = self._all(_step, "SELECT * FROM steps WHERE run = ? ORDER BY seq", run.id)
+        return {step.name: step for step in steps}
 
     # -- what is known of the node
 
     def slot(self, slot: str) -> Facts:
         """What was recorded of a slot's content: release, content, written, sealed, ... Empty where nothing is."""
-        row = self._one("SELECT facts FROM slots WHERE slot = ?", slot)
-        return dict(json.loads(row["facts"])) if row else {}
+        return self._one(lambda row: _table(row["facts"]), "SELECT facts FROM slots WHERE slot = ?", slot) or {}
 
     def set_slot(self, slot: str, facts: Facts) -> None:
         """Replace what is recorded of a slot's content."""
@@ -232,8 +231,7 @@ class Journal:
 
     def fact(self, key: str) -> Any:
         """A fact about the node that outlives runs (None where it is not recorded)."""
-        row = self._one("SELECT value FROM facts WHERE key = ?", key)
-        return json.loads(row["value"]) if row else None
+        return self._one(lambda row: json.loads(row["value"]), "SELECT value FROM facts WHERE key = ?", key)
 
     def set_fact(self, key: str, value: Any) -> None:
         """Record a fact about the node."""
@@ -256,23 +254,23 @@ class Journal:
 
     def events(self, run: Run) -> list[Facts]:
         """The events kept of a run, oldest first: at, kind, step, text, data."""
-        rows = self._all("SELECT at, kind, step, text, data FROM events WHERE run = ? ORDER BY id", run.id)
-        return [{**dict(row), "data": json.loads(row["data"])} for row in rows]
+        query = "SELECT at, kind, step, text, data FROM events WHERE run = ? ORDER BY id"
+        return self._all(lambda row: {**dict(row), "data": _table(row["data"])}, query, run.id)
 
     # -- inside
 
     def _free_id(self, now: datetime) -> str:
-        taken = {row["id"] for row in self._all("SELECT id FROM runs")}
+        taken = set(self._all(lambda row: row["id"], "SELECT id FROM runs"))
         return next(name for name in (f"{now:%Y-%m-%d}-{_letters(n)}" for n in count()) if name not in taken)
 
-    def _one(self, query: str, *values: Any) -> sqlite3.Row | None:
-        with _translated(self.path):
-            row: sqlite3.Row | None = self._db.execute(query, values).fetchone()
-            return row
+    def _one(self, make: Callable[[sqlite3.Row], T], query: str, *values: Any) -> T | None:
+        with _translated(self.path), _readable(self.path):
+            row = self._db.execute(query, values).fetchone()
+            return None if row is None else make(row)
 
-    def _all(self, query: str, *values: Any) -> list[sqlite3.Row]:
-        with _translated(self.path):
-            return self._db.execute(query, values).fetchall()
+    def _all(self, make: Callable[[sqlite3.Row], T], query: str, *values: Any) -> list[T]:
+        with _translated(self.path), _readable(self.path):
+            return [make(row) for row in self._db.execute(query, values)]
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -293,6 +291,10 @@ def _translated(path: Path) -> Iterator[None]:
         yield
     except sqlite3.IntegrityError:
         raise
+    except PermissionError as error:
+        raise NotPermitted(
+            f"no permission to look into {path.parent}", state="nothing was changed", next="run it as root (sudo)"
+        ) from error
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorname", "")
         if code.startswith("SQLITE_FULL"):
@@ -313,6 +315,27 @@ def _translated(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError) as error:  # a record that no agent has written so
+        raise NotReady(
+            f"the journal {path} cannot be used",
+            what=f"a record in it is damaged: {error}",
+            state="slots and boot environment are untouched by this",
+            next="updater doctor    checks the data partition",
+        ) from error
+
+
+def _table(text: str) -> Facts:
+    """The JSON object in a column. Raises ValueError."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, found {text[:40]!r}")
+    return value
+
+
 def _letters(n: int) -> str:
     """0, 1, ... as a, b, ... z, aa, ab, ..."""
     text = ""
@@ -331,7 +354,7 @@ def _run(row: sqlite3.Row) -> Run:
     return Run(
         id=row["id"],
         verb=row["verb"],
-        plan=json.loads(row["plan"]),
+        plan=_table(row["plan"]),
         state=RunState(row["state"]),
         agent=row["agent"],
         started=datetime.fromisoformat(row["started"]),
@@ -344,7 +367,7 @@ def _step(row: sqlite3.Row) -> StepRecord:
     return StepRecord(
         name=row["name"],
         state=StepState(row["state"]),
-        facts=json.loads(row["facts"]),
+        facts=_table(row["facts"]),
         started=datetime.fromisoformat(row["started"]),
         ended=_time(row["ended"]),
         detail=row["detail"],

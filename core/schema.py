@@ -115,7 +115,9 @@ def _faults(error: BaseException, path: str = "") -> list[str]:
         return lines
     if isinstance(error, KeyError):
         return [f"{path or error.args[0]}: missing"]
-    if isinstance(error, AttributeError) or "is not iterable" in str(error):  # how cattrs finds out that it was not given a table
+    if isinstance(error, AttributeError) or "is not iterable" in str(
+        error
+    ):  # how cattrs finds out that it was not given a table
         return [f"{path or 'the whole file'}: expected a table"]
     where = path or "the whole file"
     own = _OWN.match(str(error)) if isinstance(error, ValueError) else None  # a dataclass that checked itself

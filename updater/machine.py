@@ -130,6 +130,8 @@ class Sandbox:
     def _read(self) -> dict[str, Any]:
         try:
             found: dict[str, Any] = json.loads(self._file.read_text())
+            if found["slot"] not in ("a", "b", None):
+                raise ValueError(f"{found['slot']!r} is no slot")
             return {"slot": found["slot"], "boot": int(found["boot"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise NotReady(

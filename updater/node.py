@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from core.errors import NotPermitted, NotReady
+from core.errors import NotPermitted, NotReady, UpdaterError
 from core.journal import Facts, Journal
 from core.release import Policy, Release
 from partitions.boot.backend import BootBackend, open_backend
@@ -63,7 +63,12 @@ class Node:
     def data_release(self) -> Release | None:
         """The newest release that has run on the data (None: unknown)."""
         text = self.journal.fact("data-release")
-        return Release.parse(text) if text else self.release(self.booted)
+        try:
+            return Release.parse(text) if text else self.release(self.booted)
+        except (ValueError, TypeError) as error:
+            raise NotReady(
+                "the journal does not tell which release the data is at", what=str(error), next="updater doctor"
+            ) from error
 
     @property
     def policy(self) -> Policy:
@@ -111,5 +116,10 @@ def open_node(path: Path) -> Iterator[Node]:
             next=[f"findmnt {config.data.parent}", "updater doctor", "updater init    creates it on a new node"],
         )
     boot = open_backend(config.boot.backend, config.boot.esp, plain_filesystem=config.machine == "host")
-    with Journal.open(config.journal) as journal:
+    try:
+        opened = Journal.open(config.journal)
+    except UpdaterError as error:
+        error.state = error.state or "nothing was changed"
+        raise
+    with opened as journal:
         yield Node(config=config, machine=machine_of(config), boot=boot, journal=journal)

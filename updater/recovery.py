@@ -123,6 +123,7 @@ def resume(node: Node, report: Report) -> Outcome:
                 if bundle.manifest.image.content != run.plan["content"]:
                     raise Incompatible(
                         f"{run.plan['source']} is no longer the bundle that was being staged",
+                        state=f"stage {run.id} is open; this command changed nothing",
                         next=["put the same bundle there again", "updater abort    and stage anew"],
                     )
                 return execute(node, run, steps_of(node, run, bundle), report)

@@ -100,7 +100,7 @@ def status_of(node: Node) -> Status:
     possible, reason = False, "not known"
     if booted is not None and state is not None:
         problems += _judge(node, booted, state, upgrade)
-        possible, reason = way_back(node)
+        possible, reason = _try(lambda: way_back(node), problems) or (possible, reason)
     runs = node.journal.runs(limit=1)
     if upgrade is None and runs and runs[0].state is RunState.FELL_BACK:
         problems.append((Indicator.WARNING, f"the last activation fell back: {runs[0].outcome}"))

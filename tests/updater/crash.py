@@ -380,7 +380,7 @@ def _judge_end(seen: Seen, known: _Known, scenario: Scenario) -> list[str]:
 
 def _judge_abort(seen: Seen, dead: Seen, known: _Known, said: str, *, rebooted: bool) -> list[str]:
     """The old slot is good, and booted or next. Where nothing had changed yet, nothing has changed."""
-    found = []
+    found: list[str] = []
     booted = known.before["booted"]
     old = booted if "good" in known.before["environment"][booted] else other(booted)
     if seen["booted"] == booted != old and "trying" in seen["environment"][booted]:

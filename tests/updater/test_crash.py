@@ -90,7 +90,8 @@ def prepare(lab: Lab, memory: Path) -> Callable[[Case, str], Path]:
             home = memory / f"begun-{len(cache)}"
             if before is not None:
                 config = copy_sandbox(before, home)
-                in_child(lambda: _act(lab, begin[-1])(config))
+                act = _act(lab, begin[-1])  # makes bundles, which must outlive the child
+                in_child(lambda: act(config))
             else:
                 lab.sandbox(home, slot=slot)
             cache[slot, begin] = home

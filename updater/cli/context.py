@@ -73,6 +73,23 @@ def unexpected(error: OSError) -> UpdaterError:
     )
 
 
+@contextmanager
+def _state_told(node: Node) -> Iterator[None]:
+    """An error that could not know the state of the node gets it from the journal."""
+    try:
+        yield
+    except UpdaterError as error:
+        error.next = error.next or ("updater status    shows where things stand",)
+        if not error.state:
+            try:
+                run = node.journal.open_run()
+            except UpdaterError:
+                error.state = "the journal cannot be read"
+            else:
+                error.state = f"{run.verb} {run.id} is open" if run else "no upgrade is in progress"
+        raise
+
+
 def _courtesy(sink: Sink) -> Sink:
     """An upgrade does not stop because nobody watches it any more."""
 
@@ -91,7 +108,7 @@ def opened(title: str = "") -> Iterator[tuple[Node, Report]]:
     from core.report import Report, json_lines
     from updater.node import open_node
 
-    with interruptible(), open_node(config_path()) as node:
+    with interruptible(), open_node(config_path()) as node, _state_told(node):
         if settings.json:
             yield node, Report(_courtesy(json_lines()))
             return
