@@ -21,8 +21,8 @@ def fsync_dir(path: Path) -> None:
         os.close(fd)
 
 
-def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
-    """Replace the file so that after any cut either the old or the new content is there, whole.
+def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644, owner: tuple[int, int] | None = None) -> None:
+    """Replace the file so that after any cut either the old or the new content is there, whole. `owner`: uid and gid.
 
     Raises OSError (ENOSPC, EROFS, ...) with the old file untouched.
     """
@@ -34,6 +34,8 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
             view = memoryview(raw)
             while view:
                 view = view[os.write(fd, view) :]
+            if owner is not None:
+                os.fchown(fd, *owner)
             os.fchmod(fd, mode)
             os.fsync(fd)
         finally:

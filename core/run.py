@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -57,6 +58,7 @@ def run(
         if on_line is not None:
             on_line(text.rstrip("\n"))
 
+    overran = threading.Event()
     started = time.monotonic()
     try:
         command: Any = sh.Command(words[0], [*ENVIRONMENT["PATH"].split(":")])
@@ -67,7 +69,6 @@ def run(
             _new_group=True,
             _tty_out=False,
             _truncate_exc=False,
-            _timeout=timeout,
             _env={**ENVIRONMENT, **(env or {})},
             _cwd=str(cwd) if cwd else None,
             _in=input,
@@ -76,19 +77,30 @@ def run(
             _out=each if on_line is not None else None,
             _decode_errors="replace",
         )
+
+        def end() -> None:
+            overran.set()
+            with suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+
+        timer = threading.Timer(timeout, end)  # sh's own time limit looks ten times a second: 0.1 s for every program
+        timer.daemon = True
+        timer.start()
         try:
             done = running.wait()
         except BaseException:  # Ctrl-C and SIGTERM too: nothing of ours goes on behind our back
             with suppress(ProcessLookupError):
                 os.killpg(running.pid, signal.SIGKILL)
             raise
+        finally:
+            timer.cancel()
     except sh.CommandNotFound as error:
         raise CommandFailed(f"{words[0]} is not installed", what=line) from error
     except sh.ForkException as error:
         raise CommandFailed(f"{words[0]} cannot be started", what=[line, *_tail(str(error))[-1:]]) from error
-    except sh.TimeoutException as error:
-        raise CommandFailed(f"{words[0]} did not end within {timeout:g} s", what=line) from error
     except sh.SignalException as error:
+        if overran.is_set():
+            raise CommandFailed(f"{words[0]} did not end within {timeout:g} s", what=line) from error
         raise CommandFailed(f"{words[0]} was ended by a signal", what=[line, *_tail(error.stderr)]) from error
     seconds = time.monotonic() - started
     stdout = "".join(lines) if on_line is not None else _text(done.stdout)

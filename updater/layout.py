@@ -6,7 +6,7 @@ from pathlib import Path
 
 from core.errors import NotReady
 from partitions import disks
-from partitions.boot.backend import BootLayout, SlotPlace
+from partitions.boot.contract import BootLayout, SlotPlace
 from partitions.boot.state import Slot
 from updater.node_toml import NodeConfig
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from core.errors import NotPermitted, NotReady, UpdaterError
 from core.journal import Facts, Journal
 from core.release import Policy, Release
-from partitions.boot.backend import BootBackend, open_backend
+from partitions.boot.backend import open_backend
+from partitions.boot.contract import BootBackend
 from partitions.boot.state import BootState, Slot, SlotState, other
 from updater.machine import Machine, machine_of
 from updater.node_toml import NodeConfig, load_node

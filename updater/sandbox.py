@@ -13,7 +13,8 @@ from core.image import BootFiles
 from core.journal import Journal
 from core.release import Release
 from images.keys import load_trust
-from partitions.boot.backend import BootLayout, SlotPlace, open_backend
+from partitions.boot.backend import open_backend
+from partitions.boot.contract import BootLayout, SlotPlace
 from partitions.boot.state import fresh
 from updater.init import render
 from updater.machine import Sandbox

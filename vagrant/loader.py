@@ -8,7 +8,8 @@ from pathlib import Path
 
 from core.image import BootFiles
 from core.run import run
-from partitions.boot.backend import BootLayout, SlotPlace, open_backend
+from partitions.boot.backend import open_backend
+from partitions.boot.contract import BootLayout, SlotPlace
 from partitions.boot.grub_config import EARLY_CONFIG, mkimage_arguments
 from partitions.boot.state import BAD, GOOD, BootState, Slot
 from vagrant import cache

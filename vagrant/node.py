@@ -19,7 +19,7 @@ from vagrant.loader import esp_files
 from vagrant.tree import File, Files, Variant, enabled, release_tree
 
 COMPATIBLE = "acme-switch"
-IMAGE_SIZE = 700 << 20
+IMAGE_SIZE = 480 << 20
 
 #: Seconds within which a slot on trial must be confirmed. Emulation takes about twenty for a boot.
 BOOT_DEADLINE = 75
@@ -115,16 +115,18 @@ class Lab:
     def base_disk(self, release: str, bundle: Path) -> Path:
         """The disk of a node on which `release` is installed in slot a, as a cached raw file."""
 
+        esp = esp_files(self.disk)
+
         def make(part: Path) -> None:
             slot = part.with_name(f"{part.name}.slot")
             try:
                 install(bundle, self.trust, slot, self.disk.slot << 20)
                 data: Files = {"/updater/README": File(content="the agent's journal; survives every update\n")}
-                make_disk(part, slot_a=slot, esp=esp_files(self.disk), data=data, layout=self.disk)
+                make_disk(part, slot_a=slot, esp=esp, data=data, layout=self.disk)
             finally:
                 slot.unlink(missing_ok=True)
 
-        return cache.cached("disk", cache.key(bundle, repr(self.disk)), make)
+        return cache.cached("disk", cache.key(bundle, repr(self.disk), *esp, *esp.values()), make)
 
     def fresh_disk(self, release: str, into: Path, *, bundle: Path | None = None) -> Path:
         """A disk of its own for one machine, starting from `base_disk`."""

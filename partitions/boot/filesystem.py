@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from partitions.boot.backend import Fault
+from partitions.boot.contract import Fault
 
 _PLAIN = {"vfat", "msdos", "ext2", "ext3", "ext4"}
 

@@ -11,7 +11,7 @@ from core import faults
 from core.errors import BootEnvironment
 from core.files import overwrite_in_place, write_atomic
 from core.image import BootFiles
-from partitions.boot.backend import BootLayout, Fault, require_bad, require_files
+from partitions.boot.contract import BootLayout, Fault, require_bad, require_files
 from partitions.boot.filesystem import mount_faults, sparse
 from partitions.boot.grub_config import CONFIG, ENVIRONMENT, SLOT_FILE_SIZE, render_config, render_slot_file, slot_file
 from partitions.boot.grub_environment import GrubEnvironment, mend, render

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.image import BootFiles
-from partitions.boot.backend import DIRECTORY, BootLayout, SlotPlace
+from partitions.boot.contract import DIRECTORY, BootLayout, SlotPlace
 from partitions.boot.state import MAX_TRIES, SLOTS, Slot
 
 CONFIG = f"{DIRECTORY}/grub.cfg"

@@ -23,7 +23,7 @@ from core import faults
 from core.errors import BootEnvironment, ConfigError, NoSpace
 from core.files import fsync_dir, inside, write_atomic
 from core.image import BootFiles
-from partitions.boot.backend import DIRECTORY, BootLayout, Fault, require_bad, require_files
+from partitions.boot.contract import DIRECTORY, BootLayout, Fault, require_bad, require_files
 from partitions.boot.filesystem import mount_faults
 from partitions.boot.state import BAD, GOOD, SLOTS, BootState, Slot, SlotBoot, SlotState, broken, other, require_sound
 
@@ -280,7 +280,7 @@ class SystemdBootBackend:
 
 def entry_text(layout: BootLayout, slot: Slot, files: BootFiles) -> str:
     """A loader entry, except for its `version` line."""
-    options = f"root={layout[slot].root} {layout.cmdline} {files.cmdline} panic=30 updater.slot={slot}".split()
+    options = f"root={layout[slot].root} panic=30 {layout.cmdline} {files.cmdline} updater.slot={slot}".split()
     lines = [f"title updater slot {slot}", "sort-key updater"]
     lines += [f"{'linux' if name == 'linux' else 'initrd'} /{DIRECTORY}/{slot}/{name}" for name, _ in _copies(files)]
     return "\n".join([*lines, f"options {' '.join(options)}", ""])

@@ -28,6 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not item.path.is_relative_to(HERE):
             continue
         item.add_marker(pytest.mark.vm)
+        item.add_marker(pytest.mark.xdist_group("vm"))  # one machine at a time: two cores are all there is
         if os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="makes root trees, so it needs root"))
         elif lacking:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from partitions.boot.backend import BootLayout, SlotPlace
+from partitions.boot.contract import BootLayout, SlotPlace
 from partitions.boot.grub_config import EARLY_CONFIG, mkimage_arguments
 
 MIB = 1 << 20

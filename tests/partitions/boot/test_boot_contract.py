@@ -17,7 +17,8 @@ from core import faults
 from core.errors import BootEnvironment, ConfigError, UpdaterError, WrongState
 from core.image import BootFiles
 from partitions.boot import model, state
-from partitions.boot.backend import BootBackend, BootLayout, SlotPlace, open_backend
+from partitions.boot.backend import open_backend
+from partitions.boot.contract import BootBackend, BootLayout, SlotPlace
 from partitions.boot.grub_environment import SECTOR, GrubEnvironment, parse, render
 from partitions.boot.state import BAD, GOOD, SLOTS, BootState, Slot, SlotBoot, SlotState, fresh, other
 

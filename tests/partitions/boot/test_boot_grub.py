@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from core.errors import BootEnvironment
 from core.image import BootFiles
 from partitions.boot import grub_environment
-from partitions.boot.backend import BootLayout, SlotPlace
+from partitions.boot.contract import BootLayout, SlotPlace
 from partitions.boot.filesystem import mount_faults, mount_of
 from partitions.boot.grub import GrubBackend
 from partitions.boot.grub_config import SLOT_FILE_SIZE, TARGETS, mkimage_arguments, render_config, render_slot_file

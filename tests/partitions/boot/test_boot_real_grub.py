@@ -133,7 +133,7 @@ def test_a_slot_that_never_confirms_gives_way_after_its_tries(tmp_path: Path, ta
     heard = run(disk, target, lambda text: "updater.slot=a\n" in text.replace("\r", ""))
     counted = [f"updater.slot=b updater.trying={left}" for left in reversed(range(tries))]
     assert booted(heard) == [*counted, "updater.slot=a"]
-    assert "root=PARTUUID=bbbb console=ttyS0,115200 quiet isolcpus=1 module_blacklist=* dns=[::1] panic=30" in heard
+    assert "root=PARTUUID=bbbb panic=30 console=ttyS0,115200 quiet isolcpus=1 module_blacklist=* dns=[::1]" in heard
     assert parse(esp_read(disk, ENVIRONMENT)) == {**variables(at), "b_tries": "0"}
 
 

@@ -12,7 +12,7 @@ from core import faults
 from core.errors import BootEnvironment, NoSpace, WrongState
 from core.image import BootFiles
 from partitions.boot import state, systemd_boot
-from partitions.boot.backend import BootLayout, SlotPlace
+from partitions.boot.contract import BootLayout, SlotPlace
 from partitions.boot.state import BAD, GOOD, BootState, SlotBoot, SlotState
 from partitions.boot.systemd_boot import ENTRIES, SystemdBootBackend, entries_in
 
@@ -61,7 +61,7 @@ def test_entries_tell_the_state_by_their_names(backend: SystemdBootBackend, root
         "sort-key updater",
         "linux /updater/b/linux",
         "initrd /updater/b/initrd",
-        "options root=PARTUUID=bbbb quiet x=1 panic=30 updater.slot=b",
+        "options root=PARTUUID=bbbb panic=30 quiet x=1 updater.slot=b",
     ]
     backend.write(state.mark_bad(backend.read(), "b"))
     assert names(backend) == ["updater-000002-a.conf"]
