@@ -44,7 +44,9 @@ def generate(private: Path, public: Path | None = None) -> tuple[Path, Path]:
     secret = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
     open_ = key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
     if public.exists():
-        raise ConfigError(f"{public} exists already; keys are never overwritten", next="choose another name")
+        raise ConfigError(
+            f"{public} exists already; keys are never overwritten", state="it is as it was", next="choose another name"
+        )
     _create(private, secret, 0o600)
     try:
         _create(public, open_, 0o644)

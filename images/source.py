@@ -78,11 +78,13 @@ class FileSource:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hang us
             status = os.fstat(self._fd)
         except OSError as error:
-            raise SourceUnreachable(f"cannot open {path}", what=error.strerror or str(error)) from error
+            raise SourceUnreachable(
+                f"cannot open {path}", what=error.strerror or str(error), next=f"ls -l {path}"
+            ) from error
         self.size = status.st_size
         if not stat.S_ISREG(status.st_mode):
             self.close()
-            raise SourceUnreachable(f"cannot open {path}", what="not a regular file")
+            raise SourceUnreachable(f"cannot open {path}", what="not a regular file", next=f"ls -l {path}")
 
     def read(self, offset: int, length: int) -> bytes:
         """See Source."""
@@ -96,7 +98,9 @@ class FileSource:
                     raise truncated(self, offset, length)
                 data += more
         except OSError as error:
-            raise SourceUnreachable(f"cannot read {self.name}", what=error.strerror or str(error)) from error
+            raise SourceUnreachable(
+                f"cannot read {self.name}", what=error.strerror or str(error), next="dmesg | tail"
+            ) from error
         return data
 
     def close(self) -> None:

@@ -1,3 +1,3 @@
 """Which slot boots: the state (`state`), the loaders that obey it (`grub`, `systemd_boot`), and one contract for both
-(`backend`).
+(`contract`, `backend`).
 """

@@ -1,4 +1,4 @@
-"""Fixtures of the neighbours (lab, sandboxes in memory, loop devices, small filesystems), and a server that misbehaves."""
+"""Fixtures of the neighbours (sandboxes in memory, loop devices, small filesystems), and a server that misbehaves."""
 
 from __future__ import annotations
 

@@ -1,0 +1,72 @@
+"""Ctrl-C and SIGTERM, as real signals to the real program, in a stage and in a hook before it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.clilab import UPDATER, cli, contents, hurried, runs, slot, status
+from tests.updater.lab import Lab, add_hooks
+
+SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+
+
+@pytest.mark.parametrize(("sent", "code", "kind"), SIGNALS)
+def test_in_mid_write(sent: signal.Signals, code: int, kind: str, lab: Lab, node: Path) -> None:
+    command = [str(UPDATER), "--config", str(node), "stage", str(lab.bundle("MR96-1")), "--rate-limit", "100k"]
+    held = contents(node)[str(node.parent / "slots/a.img")]
+    process = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            event = json.loads(line)
+            if event.get("step") == "write" and event.get("data", {}).get("done"):
+                break
+        process.send_signal(sent)
+        rest, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, errors) == (code, "")
+    error = json.loads(rest.splitlines()[-1])["error"]
+    assert error["kind"] == kind and error["exit_code"] == code and error["state"]
+    assert "updater resume" in error["next"]
+    assert status(node)["upgrade"]["state"] == "interrupted" and slot(node, "b")["state"] == "bad"
+    done = cli(node, "resume", "--json", before=hurried)
+    assert done.code == 0, done
+    written = [json.loads(line) for line in done.out.splitlines() if '"write"' in line and '"finished"' in line]
+    assert "kept from before" in written[0]["text"]
+    assert slot(node, "b")["state"] == "staged" and runs(node) == ["stage done"]
+    assert contents(node)[str(node.parent / "slots/a.img")] == held
+
+
+@pytest.mark.parametrize(("sent", "code", "kind"), SIGNALS)
+def test_in_a_hook_before(sent: signal.Signals, code: int, kind: str, lab: Lab, node: Path) -> None:
+    add_hooks(node.parent, ("before-stage",), "#!/bin/sh\nexec sleep 60\n")
+    held = contents(node)
+    process = subprocess.Popen(
+        [str(UPDATER), "--config", str(node), "--json", "stage", str(lab.bundle("MR96-1"))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line).get("step") == "before-stage":
+                break
+        process.send_signal(sent)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, errors) == (code, "")
+    changed = {Path(name).name for name, digest in contents(node).items() if held.get(name) != digest}
+    assert changed == {"journal.sqlite"}
+    if status(node)["upgrade"] is not None:
+        assert cli(node, "abort").code == 0
+    assert status(node)["upgrade"] is None and runs(node)[-1] in ("stage failed", "stage aborted")
