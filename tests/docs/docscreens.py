@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +70,9 @@ def commands_of(page: Path) -> list[Command]:
 
 def run(commands: list[Command], directory: Path, bin_directory: Path) -> list[tuple[int, str]]:
     """Run the commands in one shell; exit code and output (errors mixed in) of each."""
-    script = "".join(f"{{ {each.line}\n}} 2>&1 </dev/null; printf '\\n{_MARK}%d\\n' $?\n" for each in commands)
+    # runs are named after the day: the one in a page is taken for today
+    lines = [re.sub(r"\d{4}-\d\d-\d\d(?=-[a-z]\b)", f"{datetime.now(UTC):%Y-%m-%d}", each.line) for each in commands]
+    script = "".join(f"{{ {line}\n}} 2>&1 </dev/null; printf '\\n{_MARK}%d\\n' $?\n" for line in lines)
     environment = {
         "PATH": f"{bin_directory}:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": str(directory),

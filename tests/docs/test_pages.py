@@ -13,7 +13,7 @@ import typer
 from docscreens import PAGES, ROOT
 
 from core.errors import UpdaterError
-from partitions.boot.backend import BootLayout, SlotPlace
+from partitions.boot.contract import BootLayout, SlotPlace
 from partitions.boot.grub_config import EARLY_CONFIG, TARGETS, mkimage_arguments, render_config
 from updater.cli.main import app
 from updater.node_toml import NodeConfig
