@@ -126,7 +126,7 @@ def place_of(config: NodeConfig, which: Which, root: Path | None = None) -> Iter
 
 def mask_of(store: Store, shipped: Shipped) -> Mask:
     """Hides every secret that any saved configuration holds."""
-    return Mask(secrets_in(store.trees(), shipped.schema.secrets))
+    return Mask(store.every_value(shipped.schema.secrets))
 
 
 def fitted(tree: Tree, shipped: Shipped, config: NodeConfig, name: str) -> tuple[Tree, list[check.Note]]:
@@ -171,7 +171,7 @@ def render_into(
     fitting, notes = fitted(tree, shipped, config, f"v{version}")
     facts = NodeFacts(name=config.name, release=release, site=config.site, role=config.role)
     made = render(shipped, fitting, facts)
-    secrets = secrets_in([tree, *store.trees()], shipped.schema.secrets)
+    secrets = secrets_in([tree], shipped.schema.secrets) | store.every_value(shipped.schema.secrets)
     outcome = place(made, where.root, where.history, Mask(secrets), dry_run=dry_run, what=f"v{version} {release}")
     units = act(outcome) if where.running and not dry_run else []
     return Report(outcome=outcome, units=tuple(units), notes=tuple(map(str, notes)))

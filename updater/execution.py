@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from core.errors import UpdaterError
 from core.files import exclusive_lock
 from core.journal import Facts, Run, RunState
 from core.report import Event, Kind, Report, Sink
 from core.steps import Handover, Step, run_steps, undo_steps
+from patches.lifetime import Decision
 from updater.checks import Check
 from updater.node import Node
 from updater.syslog import system_journal
@@ -25,6 +26,8 @@ class Plan:
     checks: Sequence[Check]
     steps: Sequence[Facts]
     way_back: str
+    decisions: Sequence[Decision] = ()
+    record: Facts = field(default_factory=dict)
     done_already: str = ""
 
     @property

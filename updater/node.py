@@ -24,6 +24,7 @@ RELEASE_FILE = Path("/etc/updater-release")
 class Node:
     """Everything that a verb needs of this node."""
 
+    path: Path
     config: NodeConfig
     machine: Machine
     boot: BootBackend
@@ -123,4 +124,4 @@ def open_node(path: Path) -> Iterator[Node]:
         error.state = error.state or "nothing was changed"
         raise
     with opened as journal:
-        yield Node(config=config, machine=machine_of(config), boot=boot, journal=journal)
+        yield Node(path=path, config=config, machine=machine_of(config), boot=boot, journal=journal)

@@ -33,6 +33,10 @@ class Target:
     source: str
     rate_limit: int = 0
     carry: tuple[Path, ...] = ()
+    carried: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    fingerprint: str = ""
 
     @cached_property
     def device(self) -> Path:
@@ -47,10 +51,15 @@ class Target:
         return seal_holds(self.node, self.slot)
 
 
+def seal_of(node: Node, slot: Slot, size: int, rate_limit: int = 0) -> str:
+    """The identity of the first `size` bytes of the slot as they are now. Raises DeviceFailed."""
+    return write.seal(node.device(slot), size, rate_limit=rate_limit)
+
+
 def seal_holds(node: Node, slot: Slot) -> bool:
     """Whether the bytes that staging sealed are still the ones on the slot's device. Raises DeviceFailed."""
     record = node.journal.slot(slot)
-    return bool(write.seal(node.device(slot), record["seal_size"]) == record["seal"])
+    return bool(seal_of(node, slot, record["seal_size"]) == record["seal"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +255,7 @@ class Seal(_SlotStep):
     def apply(self, facts: Facts, report: Report) -> str:
         """Read the slot once more and record its identity."""
         manifest = self.target.bundle.manifest
-        seal = write.seal(self.target.device, manifest.image.size, rate_limit=self.target.rate_limit)
+        seal = seal_of(self.target.node, self.target.slot, manifest.image.size, self.target.rate_limit)
         self.target.node.journal.set_slot(
             self.target.slot,
             {
@@ -259,6 +268,9 @@ class Seal(_SlotStep):
                 "written": datetime.now(UTC).isoformat(timespec="seconds"),
                 "signers": list(self.target.bundle.signers),
                 "source": self.target.source,
+                "carried": list(self.target.carried),
+                "without": list(self.target.without),
+                "fingerprint": self.target.fingerprint,
             },
         )
         return f"{manifest.release} is staged in slot {self.target.slot}"

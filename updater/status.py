@@ -84,8 +84,9 @@ class Status:
 
 
 #: Steps of each verb in their order, hooks left out, for "step 2 of 7". Kept beside the stories by a test.
+CARRIED = ("packages", "patches", "files", "configuration")
 STEPS = {
-    "stage": ("mark", "write", "verify", "grow", "carry", "entry", "seal"),
+    "stage": ("mark", "write", "verify", "grow", *CARRIED, "carry", "entry", "seal"),
     "activate": ("flip", "reboot", "health", "confirm"),
     "rollback": ("flip-back", "reboot"),
 }
@@ -189,7 +190,8 @@ def _upgrade(node: Node) -> Upgrade | None:
     run = node.journal.open_run()
     if run is None:
         return None
-    names = STEPS.get(run.verb, ())
+    carried = run.plan.get("carried", ())
+    names = tuple(name for name in STEPS.get(run.verb, ()) if name not in CARRIED or name in carried)
     step = _current_step(node, run, names)
     under_way = _is_locked(node)
     waits = step == "reboot" and node.journal.fact("flip-boot") == _try(node.machine.boot_id, [])

@@ -1,6 +1,7 @@
 """The story of one node's upgrade.
 
-    stage     verify the bundle → mark the slot bad → write → read back → grow → carry → boot entry → staged
+    stage     verify the bundle → mark the slot bad → write → read back → grow → packages → patches → files →
+              configuration → boot entry → staged
     activate  flip to *trying* → reboot → health → good
     rollback  flip back → reboot
     confirm   what runs after every boot: goes on with activate or rollback, or notes that the node fell back
@@ -11,6 +12,7 @@ left of an open run, `abort` undoes it. The run outlives a reboot, and is then f
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.errors import UpdaterError
@@ -23,11 +25,25 @@ from images.read import Bundle
 from images.source import without_credentials
 from partitions.boot.state import Slot
 from updater import staging, switching
+from updater.carrying import CopyAgain, Examined, carry_steps, edited_since, examine, fingerprint
 from updater.checks import Purposes, activate_checks, in_progress, raise_first, rollback_checks, stage_checks
 from updater.execution import Outcome, Plan, execute, locked
 from updater.hooks import hooks
 from updater.node import Node
 from updater.window import Window
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """How the operator wants a release staged. `rate_limit`: bytes a second (None: as node.toml says). `without`: names
+    of carried things to leave out this once. `again`: write the slot even if it holds all this.
+    """
+
+    purposes: Purposes = field(default_factory=Purposes)
+    rate_limit: int | None = None
+    without: tuple[str, ...] = ()
+    again: bool = False
+
 
 # -- the stories
 
@@ -41,6 +57,7 @@ def stage_steps(node: Node, target: staging.Target) -> list[Step]:
         staging.Write(target=target),
         staging.ReadBack(target=target),
         staging.Grow(target=target),
+        *carry_steps(target),
         staging.Carry(target=target),
         staging.BootEntry(target=target),
         staging.Seal(target=target),
@@ -53,6 +70,7 @@ def activate_steps(node: Node, slot: Slot, by_hand: bool) -> list[Step]:
     facts = node.facts() | {"target": slot, "target_release": str(node.release(slot) or "")}
     return [
         *hooks(node.config.hooks, "before-activate", facts),
+        *([CopyAgain(node=node, slot=slot)] if edited_since(node, slot) else []),
         switching.Flip(node=node, slot=slot),
         *hooks(node.config.hooks, "after-activate", facts),
         switching.Reboot(node=node, slot=slot, by_hand=by_hand),
@@ -87,14 +105,24 @@ def steps_of(node: Node, run: Run, bundle: Bundle | None = None) -> list[Step]:
 # -- plans: the same stories, with every check made
 
 
-def plan_stage(node: Node, bundle: Bundle, source: str, purposes: Purposes, rate_limit: int | None) -> Plan:
-    """What `stage` would do with this bundle, with every check made. Raises only where the node is unreadable."""
+def plan_stage(node: Node, bundle: Bundle, source: str, wishes: Wishes) -> Plan:
+    """What `stage` would do with this bundle, with every check made, and what is carried tried on its root.
+
+    Raises only where the node is unreadable.
+    """
     slot = node.inactive
-    target = _target(node, _stage_plan(node, bundle, source, rate_limit), bundle)
+    checks = stage_checks(node, bundle, slot, wishes.purposes)
+    examined = Examined()
+    if all(check.error is None for check in checks):
+        examined = examine(node, bundle, wishes.without)
+    record = _stage_plan(node, bundle, source, wishes, examined)
+    target = _target(node, record, bundle)
     return Plan(
         verb="stage",
         title=f"{node.release(node.booted) or 'unknown'} → {bundle.manifest.release} on {node.config.name}",
-        checks=stage_checks(node, bundle, slot, purposes),
+        checks=[*checks, *examined.checks],
+        decisions=examined.decisions,
+        record=record,
         steps=describe([*stage_steps(node, target), *activate_steps(node, slot, by_hand=False)]),
         way_back=_way_back_over(node, bundle.manifest.release, node.booted),
     )
@@ -131,9 +159,7 @@ def plan_rollback(node: Node, *, by_hand: bool = False) -> Plan:
 # -- verbs
 
 
-def stage(
-    node: Node, source: str, report: Report, *, purposes: Purposes, rate_limit: int | None = None, again: bool = False
-) -> Outcome:
+def stage(node: Node, source: str, report: Report, wishes: Wishes) -> Outcome:
     """Check everything, then make the inactive slot hold the release. Staging what is staged already only verifies it.
 
     A stage of the same bundle that was interrupted goes on. Raises UpdaterError.
@@ -145,16 +171,12 @@ def stage(
                 report.note(f"going on with run {interrupted.id}")
                 return execute(node, interrupted, steps_of(node, interrupted, bundle), report)
             raise in_progress(interrupted, "stage")
-        plan = plan_stage(node, bundle, source, purposes, rate_limit)
+        if not wishes.again and _is_staged(node, bundle, wishes):
+            text = f"{bundle.manifest.release} is staged in slot {node.inactive} already, verified"
+            return Outcome(state="nothing", text=text)
+        plan = plan_stage(node, bundle, source, wishes)
         raise_first(list(plan.checks), f"cannot stage {bundle.manifest.release}")
-        record = _stage_plan(node, bundle, source, rate_limit)
-        slot = node.inactive
-        target = _target(node, record, bundle)
-        if not again and node.staged(slot, node.boot.read()) and target.sealed():
-            return Outcome(
-                state="nothing", text=f"{bundle.manifest.release} is staged in slot {slot} already, verified"
-            )
-        run = node.journal.begin("stage", record)
+        run = node.journal.begin("stage", plan.record)
         return execute(node, run, steps_of(node, run, bundle), report)
 
 
@@ -207,15 +229,32 @@ def open_bundle(node: Node, source: str) -> Bundle:
         raise
 
 
-def _stage_plan(node: Node, bundle: Bundle, source: str, rate_limit: int | None) -> Facts:
+def _is_staged(node: Node, bundle: Bundle, wishes: Wishes) -> bool:
+    """Whether the slot holds just what staging this bundle would make of it now."""
+    record = node.journal.slot(node.inactive)
+    return (
+        node.staged(node.inactive, node.boot.read())
+        and record.get("content") == bundle.manifest.image.content
+        and record.get("without", []) == list(wishes.without)
+        and record.get("fingerprint") == fingerprint(node)
+        and not edited_since(node, node.inactive)
+        and staging.seal_holds(node, node.inactive)
+    )
+
+
+def _stage_plan(node: Node, bundle: Bundle, source: str, wishes: Wishes, examined: Examined) -> Facts:
     return {
         "source": bundle.name if "://" in source else str(Path(source).resolve()),
         "release": bundle.manifest.release,
         "content": bundle.manifest.image.content,
         "slot": node.inactive,
         "from": str(node.release(node.booted) or ""),
-        "rate_limit": node.config.stage.rate_limit if rate_limit is None else rate_limit,
+        "rate_limit": node.config.stage.rate_limit if wishes.rate_limit is None else wishes.rate_limit,
         "carry": [str(path) for path in node.config.stage.carry],
+        "carried": examined.kinds,
+        "packages": examined.packages,
+        "without": list(wishes.without),
+        "fingerprint": fingerprint(node),
     }
 
 
@@ -227,6 +266,10 @@ def _target(node: Node, plan: Facts, bundle: Bundle) -> staging.Target:
         source=plan["source"],
         rate_limit=plan["rate_limit"],
         carry=tuple(Path(path) for path in plan["carry"]),
+        carried=tuple(plan.get("carried", ())),
+        packages=tuple(plan.get("packages", ())),
+        without=tuple(plan.get("without", ())),
+        fingerprint=plan.get("fingerprint", ""),
     )
 
 

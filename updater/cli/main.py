@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from core.errors import UpdaterError
-from updater.cli import bundle, node, sandbox, setup
+from updater.cli import bundle, config, keep, node, patch, render, rpm, sandbox, setup
 from updater.cli.context import print_json, settings, unexpected, unread
 from updater.cli.quick import Root
 
@@ -55,7 +55,12 @@ def options(
 
 node.register(app)
 setup.register(app)
+render.register(app)
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(rpm.app, name="rpm")
+app.add_typer(patch.app, name="patch")
+app.add_typer(keep.app, name="keep")
+app.add_typer(config.app, name="config")
 app.add_typer(sandbox.app, name="sandbox")
 
 

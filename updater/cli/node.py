@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Source = Annotated[str, typer.Argument(metavar="BUNDLE", help="Path or http(s) URL of a release bundle.")]
 Downgrade = Annotated[bool, typer.Option("--allow-downgrade", help="Install an older release on purpose.")]
 Jump = Annotated[bool, typer.Option("--allow-jump", help="Pass over more releases than the policy allows.")]
+Without = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Leave this package, patch or file out this once. Repeatable.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Make all checks, show the plan, change nothing.")]
 NoReboot = Annotated[bool, typer.Option("--no-reboot", help="Flip only; you reboot when it suits.")]
 
@@ -66,12 +69,12 @@ def status(
         print_status(found)
 
 
-def plan(source: Source, allow_downgrade: Downgrade = False, allow_jump: Jump = False) -> None:
+def plan(source: Source, allow_downgrade: Downgrade = False, allow_jump: Jump = False, without: Without = None) -> None:
     """Show what staging and activating a bundle would do here, with every check made. Changes nothing.
 
     Example: updater plan mr96-1.bundle
     """
-    stage(source, dry_run=True, allow_downgrade=allow_downgrade, allow_jump=allow_jump)
+    stage(source, dry_run=True, allow_downgrade=allow_downgrade, allow_jump=allow_jump, without=without)
 
 
 def stage(
@@ -82,6 +85,7 @@ def stage(
     rate_limit: Annotated[
         str, typer.Option(help="At most so many bytes a second, such as 150M (0: no limit).", show_default="node.toml")
     ] = "",
+    without: Without = None,
     again: Annotated[bool, typer.Option("--again", help="Write the slot anew even if it holds this release.")] = False,
 ) -> None:
     """Install a release on the inactive slot, while this one serves.
@@ -91,14 +95,18 @@ def stage(
     from updater import upgrade
     from updater.checks import Purposes
 
-    purposes = Purposes(downgrade=allow_downgrade, jump=allow_jump)
-    limit = _bytes(rate_limit) if rate_limit else None
+    wishes = upgrade.Wishes(
+        purposes=Purposes(downgrade=allow_downgrade, jump=allow_jump),
+        rate_limit=_bytes(rate_limit) if rate_limit else None,
+        without=tuple(without or ()),
+        again=again,
+    )
     with opened() as (node, report):
         if dry_run:
             with upgrade.open_bundle(node, source) as bundle:
-                _show(upgrade.plan_stage(node, bundle, source, purposes, limit), "cannot stage")
+                _show(upgrade.plan_stage(node, bundle, source, wishes), "cannot stage")
             return
-        finish(upgrade.stage(node, source, report, purposes=purposes, rate_limit=limit, again=again))
+        finish(upgrade.stage(node, source, report, wishes))
 
 
 def activate(
@@ -205,11 +213,14 @@ def register(app: typer.Typer) -> None:
 
 def _show(plan: Plan, cannot: str) -> None:
     """Print a plan; end with the error that the verb would end with."""
+    from dataclasses import asdict
+
     from updater.checks import raise_first
 
     if settings.json:
         checks = [{"name": c.name, "found": c.found, "ok": c.error is None} for c in plan.checks]
-        print_json({"title": plan.title, "checks": checks, "steps": list(plan.steps), "way_back": plan.way_back})
+        told = {"title": plan.title, "checks": checks, "steps": list(plan.steps), "way_back": plan.way_back}
+        print_json(told | {"carried": [asdict(decision) for decision in plan.decisions]})
     else:
         from updater.cli.screen import print_plan
 

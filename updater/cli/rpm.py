@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from updater.cli.carrying import Reason, Since, Until, added, as_json, lifetime, looked_into, registry, table
 from updater.cli.context import config_path, interruptible, print_json, settings
 
 if TYPE_CHECKING:
-    from patches.packages import Choice, Package, Packages
-    from patches.registry import Kind, Registry
+    from patches.packages import Packages
+    from patches.packages_solve import Choice, Package
+    from patches.registry import Registry
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Carry RPM packages of your own to every release.")
 
-Reason = Annotated[str, typer.Option(help="Why; kept with it.")]
 Name = Annotated[str, typer.Argument(help="name, name-version-release, or the whole name that list shows.")]
 
 
 @app.command()
 def add(
-    source: Annotated[list[str], typer.Argument(help="Package files and directories; with --from, package names.")],
+    source: Annotated[
+        list[str], typer.Argument(help="Package files and directories; with --repository, package names.")
+    ],
     repository: Annotated[
-        str, typer.Option("--from", metavar="REPO", help="Repository (directory or URL) to take named packages from.")
+        str,
+        typer.Option("--repository", metavar="REPO", help="Repository (directory or URL) to take named packages from."),
     ] = "",
+    since: Since = "",
+    until: Until = "",
     reason: Reason = "",
-    since: Annotated[str, typer.Option("--from-release", help="Carry it from this release (MR96) or build on.")] = "",
-    until: Annotated[str, typer.Option(help="Carry it until this release or build, which gets it no longer.")] = "",
     replace: Annotated[bool, typer.Option("--replace", help="In place of the same version with other bytes.")] = False,
 ) -> None:
     """Carry packages from now on. Each must be signed by a key in the directory rpm-keys beside node.toml.
@@ -38,24 +41,18 @@ def add(
     """
     import tempfile
 
-    from core.errors import ConfigError
-    from patches.lifetime import Lifetime
     from patches.packages_repository import take
 
-    try:
-        lifetime = Lifetime(since=since or None, until=until or None)
-    except ValueError as error:
-        raise ConfigError("the packages cannot be carried so", what=str(error), state="nothing was changed") from error
-    with _opened() as (packages, _), tempfile.TemporaryDirectory(prefix="updater-rpm-") as scratch:
+    with registry() as opened, tempfile.TemporaryDirectory(prefix="updater-rpm-") as scratch:
         paths = take(repository, source, Path(scratch)) if repository else [Path(each) for each in source]
-        added = packages.add(paths, lifetime=lifetime, reason=reason, replace=replace)
+        made = _packages(opened).add(paths, lifetime=lifetime(since, until), reason=reason, replace=replace)
     if settings.json:
-        print_json([_as_json(each.package) | {"new": each.new} for each in added])
+        print_json([_as_json(each.package) | {"new": each.new} for each in made])
         return
-    for each in added:
+    for each in made:
         what = "carried from now on" if each.new else "was carried already"
         print(f"{each.package.name}   {what}, {each.package.entry.lifetime}   signed by {each.signer}")
-    print("next   updater rpm check BUNDLE    try them on the next release")
+    print("next   updater rpm check BUNDLE    try them on a release")
 
 
 @app.command("list")
@@ -64,20 +61,44 @@ def listing() -> None:
 
     Example: updater rpm list --json
     """
-    with _opened() as (packages, registry):
-        known = packages.all()
-        became = {slot: {each.name: each.state for each in registry.outcomes(slot, _kind())} for slot in ("a", "b")}
+    from patches.registry import Kind
+
+    with registry() as opened:
+        known = _packages(opened).all()
+        became = {slot: {each.name: each.state for each in opened.outcomes(slot, Kind.PACKAGE)} for slot in ("a", "b")}
     if settings.json:
         print_json([_as_json(each) | {"slots": _slots(each, became)} for each in known])
         return
+    rows = []
     for each in known:
-        slots = "   ".join(f"slot {slot}: {state}" for slot, state in _slots(each, became).items()) or "carried"
-        entry = each.entry
-        print(f"{each.name:<36} {slots}")
-        print(f"    {entry.lifetime} · added {entry.added:%Y-%m-%d} by {entry.added_by}"
-              f"{f' · {entry.reason}' if entry.reason else ''}")  # fmt: skip
-    if not known:
+        slots = ", ".join(f"slot {slot}: {state}" for slot, state in _slots(each, became).items())
+        rows.append((each.name, slots or "carried", str(each.entry.lifetime), added(each.entry)))
+    table(rows)
+    if not rows:
         print("no packages are carried")
+
+
+@app.command()
+def check(
+    source: Annotated[str, typer.Argument(metavar="BUNDLE", help="Path or http(s) URL.")],
+    without: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Leave this one out.")] = None,
+) -> None:
+    """Try all packages on a release, without staging it. Exits with 23 when one does not fit.
+
+    Example: updater rpm check mr96-1.bundle
+    """
+    from core.release import Release
+
+    with registry() as opened, looked_into(source) as (bundle, root):
+        packages = _packages(opened)
+        choices = packages.decide(Release.parse(bundle.manifest.release), root, without or ())
+        if not settings.json:
+            print_choices(choices)
+        packages.examine(choices, root)
+    if settings.json:
+        print_json([_choice_as_json(each) for each in choices])
+    elif choices:
+        print("they can be installed together")
 
 
 @app.command()
@@ -86,8 +107,8 @@ def remove(name: Name, reason: Reason = "") -> None:
 
     Example: updater rpm remove acme-probe --reason "replaced by the vendor's own"
     """
-    with _opened() as (packages, _):
-        removed = packages.remove(name, why=reason)
+    with registry() as opened:
+        removed = _packages(opened).remove(name, why=reason)
     if settings.json:
         print_json([each.name for each in removed])
         return
@@ -105,8 +126,8 @@ def expire(
 
     Example: updater rpm expire acme-probe MR100 --reason "in the release from then on"
     """
-    with _opened() as (packages, _):
-        expired = packages.expire(name, until, reason=reason)
+    with registry() as opened:
+        expired = _packages(opened).expire(name, until, reason=reason)
     if settings.json:
         print_json([_as_json(each) for each in expired])
         return
@@ -130,23 +151,11 @@ def platform(
     print(f"{tree}{database.path} has the package platform-{version}-1, which provides what the tree has")
 
 
-def print_choices(choices: list[Choice]) -> None:
+def print_choices(choices: Sequence[Choice]) -> None:
     """What becomes of each package in a release, as people read it."""
-    for choice in choices:
-        print(f"{choice.package.name:<36} {choice.decision}")
-        for line in choice.details:
-            print(f"    {line}")
-
-
-@contextmanager
-def _opened() -> Iterator[tuple[Packages, Registry]]:
-    from patches.packages import Packages
-    from patches.registry import Registry
-    from updater.node_toml import load_node
-
-    node = load_node(config_path())
-    with interruptible(), Registry.of(node.data) as registry:
-        yield Packages(registry, key_directory()), registry
+    if not choices:
+        print("no packages are carried")
+    table([(each.package.name, "; ".join((str(each.decision), *each.details))) for each in choices])
 
 
 def key_directory() -> Path:
@@ -154,10 +163,10 @@ def key_directory() -> Path:
     return config_path().parent / "rpm-keys"
 
 
-def _kind() -> Kind:
-    from patches.registry import Kind
+def _packages(opened: Registry) -> Packages:
+    from patches.packages import Packages
 
-    return Kind.PACKAGE
+    return Packages(opened, key_directory())
 
 
 def _slots(package: Package, became: dict[str, dict[str, str]]) -> dict[str, str]:
@@ -165,16 +174,8 @@ def _slots(package: Package, became: dict[str, dict[str, str]]) -> dict[str, str
 
 
 def _as_json(package: Package) -> dict[str, object]:
-    entry = package.entry
-    return {
-        "name": package.name,
-        "summary": package.header.summary,
-        "since": entry.lifetime.since,
-        "until": entry.lifetime.until,
-        "reason": entry.reason,
-        "added": entry.added,
-        "added_by": entry.added_by,
-        "signed_by": entry.facts.get("signed_by", ""),
-        "blake3": entry.blob,
-        "scriptlets": package.header.scriptlets,
-    }
+    return as_json(package.entry)
+
+
+def _choice_as_json(choice: Choice) -> dict[str, object]:
+    return {"name": choice.package.name, "state": choice.state, "why": choice.why, "details": choice.details}

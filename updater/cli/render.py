@@ -1,0 +1,65 @@
+"""Rendering this node's local files from the active configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from updater.cli.context import print_json, settings
+
+if TYPE_CHECKING:
+    from updater.configuring import Report
+
+
+def render(
+    slot: Annotated[str, typer.Option("--slot", help="active (the running system) or inactive.")] = "active",
+    root: Annotated[
+        Path | None, typer.Option("--root", help="Another root: a directory. Units are left alone.")
+    ] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="Show what changes in each file; secrets are hidden.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Render and validate, but write nothing.")] = False,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Give the files back what they held before the latest time.")
+    ] = False,
+) -> None:
+    """Write the local files from the active configuration; restart or reload exactly the units whose files changed.
+
+    Example: updater render --diff --dry-run
+    """
+    from core.errors import CommandFailed
+    from updater.cli.config_apply import show_files
+    from updater.cli.config_common import opened_store
+    from updater.configuring import place_of, render_into, undo_in
+
+    if slot not in ("active", "inactive"):
+        raise typer.BadParameter("is active or inactive", param_hint="--slot")
+    if root is not None and not root.is_dir():
+        raise typer.BadParameter(f"{root} is no directory", param_hint="--root")
+    with (
+        opened_store() as (config, store),
+        place_of(config, "active" if slot == "active" else "inactive", root) as place,
+    ):
+        report: Report = (
+            undo_in(config, place, store, dry_run=dry_run)
+            if undo
+            else render_into(config, place, store, dry_run=dry_run)
+        )
+    if settings.json:
+        print_json({"kind": "result", "text": report.summary(), "data": report.as_json()})
+    else:
+        show_files(report, diff=diff)
+        print(report.summary())
+    if report.faults:
+        raise CommandFailed(
+            f"{len(report.faults)} unit{'s' * (len(report.faults) != 1)} did not come back",
+            what=report.faults,
+            state="the files are written",
+            next=["journalctl -xe", "updater render --undo    gives the files back what they held"],
+        )
+
+
+def register(app: typer.Typer) -> None:
+    """Put the command into the command line."""
+    app.command()(render)
