@@ -115,6 +115,13 @@ class SourceUnreachable(UpdaterError):
     kind = "source unreachable"
 
 
+class Drifted(UpdaterError):
+    """A slot has changes that are neither the release's nor declared."""
+
+    exit_code = 26
+    kind = "undeclared changes"
+
+
 class DeviceFailed(UpdaterError):
     """A slot's device fails, vanishes, or does not read back what was written."""
 

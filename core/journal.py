@@ -1,8 +1,8 @@
 """The node's journal: what was intended, what came of it, and what each slot holds. SQLite on the data partition.
 
 It is read by the agents of the release before and the release after this one, so its form only ever grows: columns
-and tables are added, never changed, and JSON values tolerate unknown keys. Every commit is
-durable when the call returns.
+and tables are added, never changed, and JSON values tolerate unknown keys. Every commit is durable when the call
+returns.
 """
 
 from __future__ import annotations
@@ -14,20 +14,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from core.errors import Busy, NoSpace, NotPermitted, NotReady, UpdaterError
+from core.errors import Busy, NotReady, UpdaterError
 from core.faults import point
 from core.report import Event
+from core.store import Store
 
 Facts = dict[str, Any]
 T = TypeVar("T")
-
-#: Readers refuse a journal whose `oldest_reader` is above this.
-VERSION = 1
 
 _FORM = """
 CREATE TABLE IF NOT EXISTS journal (oldest_reader INTEGER NOT NULL);
@@ -92,43 +89,13 @@ class StepRecord:
     detail: str
 
 
-class Journal:
+class Journal(Store):
     """The journal's file, opened. Use as a context manager."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        self._db = connection
-        self.path = path
-
-    @classmethod
-    def open(cls, path: Path) -> Journal:
-        """Open the journal, creating it where there is none.
-
-        Raises NotReady when it is damaged or from a release too new to be understood, NotPermitted without rights.
-        """
-        with _translated(path):
-            fresh = not path.exists()
-            db = sqlite3.connect(path, isolation_level=None, timeout=10)
-            db.row_factory = sqlite3.Row
-            # A rollback journal whose deletion is synced as well: a commit that returned survives any power cut.
-            db.execute("PRAGMA journal_mode = DELETE")
-            db.execute("PRAGMA synchronous = EXTRA")
-            if fresh or not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'facts'").fetchone():
-                db.executescript(f"BEGIN IMMEDIATE; {_FORM} COMMIT")
-            row = db.execute("SELECT max(oldest_reader) FROM journal").fetchone()
-        if row[0] is not None and row[0] > VERSION:
-            db.close()
-            raise NotReady(
-                f"the journal {path} was written by a newer agent",
-                what=f"it asks for readers of form {row[0]}, this one knows {VERSION}",
-                next="use the agent of the newer release: boot its slot, or install its package",
-            )
-        return cls(db, path)
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._db.close()
+    WHAT = "the journal"
+    FORM = _FORM
+    NEWEST = "facts"
+    READERS = "journal"
 
     # -- runs
 
@@ -137,6 +104,8 @@ class Journal:
 
         `ending`: the open run that this one takes the place of, in one go; it is aborted, and `why` is its outcome.
         """
+        from importlib.metadata import version  # it brings half of the e-mail package along
+
         now = datetime.now(UTC)
         point("journal:begin")
         with self._transaction():
@@ -170,7 +139,7 @@ class Journal:
 
     def run(self, name: str) -> Run:
         """The run with this id. Raises UpdaterError."""
-        found = self._one(_run, "SELECT * FROM runs WHERE id = ?", name)
+        found = self._first(_run, "SELECT * FROM runs WHERE id = ?", name)
         if found is None:
             raise UpdaterError(
                 f"there is no run {name}", state="nothing was changed", next="updater history    lists them"
@@ -179,11 +148,11 @@ class Journal:
 
     def open_run(self) -> Run | None:
         """The run that is under way or was interrupted, if there is one."""
-        return self._one(_run, "SELECT * FROM runs WHERE state = 'open'")
+        return self._first(_run, "SELECT * FROM runs WHERE state = 'open'")
 
     def runs(self, limit: int = 50) -> list[Run]:
         """The latest runs, newest first."""
-        return self._all(_run, "SELECT * FROM runs ORDER BY rowid DESC LIMIT ?", limit)
+        return self._every(_run, "SELECT * FROM runs ORDER BY rowid DESC LIMIT ?", limit)
 
     # -- steps
 
@@ -211,14 +180,14 @@ class Journal:
 
     def steps(self, run: Run) -> dict[str, StepRecord]:
         """The steps of a run that were begun, by name, in their order."""
-        steps = self._all(_step, "SELECT * FROM steps WHERE run = ? ORDER BY seq", run.id)
+        steps = self._every(_step, "SELECT * FROM steps WHERE run = ? ORDER BY seq", run.id)
         return {step.name: step for step in steps}
 
     # -- what is known of the node
 
     def slot(self, slot: str) -> Facts:
         """What was recorded of a slot's content: release, content, written, sealed, ... Empty where nothing is."""
-        return self._one(lambda row: _table(row["facts"]), "SELECT facts FROM slots WHERE slot = ?", slot) or {}
+        return self._first(lambda row: _table(row["facts"]), "SELECT facts FROM slots WHERE slot = ?", slot) or {}
 
     def set_slot(self, slot: str, facts: Facts) -> None:
         """Replace what is recorded of a slot's content."""
@@ -231,7 +200,7 @@ class Journal:
 
     def fact(self, key: str) -> Any:
         """A fact about the node that outlives runs (None where it is not recorded)."""
-        return self._one(lambda row: json.loads(row["value"]), "SELECT value FROM facts WHERE key = ?", key)
+        return self._first(lambda row: json.loads(row["value"]), "SELECT value FROM facts WHERE key = ?", key)
 
     def set_fact(self, key: str, value: Any) -> None:
         """Record a fact about the node."""
@@ -255,64 +224,23 @@ class Journal:
     def events(self, run: Run) -> list[Facts]:
         """The events kept of a run, oldest first: at, kind, step, text, data."""
         query = "SELECT at, kind, step, text, data FROM events WHERE run = ? ORDER BY id"
-        return self._all(lambda row: {**dict(row), "data": _table(row["data"])}, query, run.id)
+        return self._every(lambda row: {**dict(row), "data": _table(row["data"])}, query, run.id)
 
     # -- inside
 
     def _free_id(self, now: datetime) -> str:
-        taken = set(self._all(lambda row: row["id"], "SELECT id FROM runs"))
+        taken = set(self._every(lambda row: row["id"], "SELECT id FROM runs"))
         return next(name for name in (f"{now:%Y-%m-%d}-{_letters(n)}" for n in count()) if name not in taken)
 
-    def _one(self, make: Callable[[sqlite3.Row], T], query: str, *values: Any) -> T | None:
-        with _translated(self.path), _readable(self.path):
-            row = self._db.execute(query, values).fetchone()
+    def _first(self, make: Callable[[sqlite3.Row], T], query: str, *values: Any) -> T | None:
+        row = self._one(query, *values)
+        with _readable(self.path):
             return None if row is None else make(row)
 
-    def _all(self, make: Callable[[sqlite3.Row], T], query: str, *values: Any) -> list[T]:
-        with _translated(self.path), _readable(self.path):
-            return [make(row) for row in self._db.execute(query, values)]
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with _translated(self.path):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                if self._db.in_transaction:  # a full disk has SQLite roll back by itself
-                    self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.IntegrityError:
-        raise
-    except PermissionError as error:
-        raise NotPermitted(
-            f"no permission to look into {path.parent}", state="nothing was changed", next="run it as root (sudo)"
-        ) from error
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorname", "")
-        if code.startswith("SQLITE_FULL"):
-            raise NoSpace(
-                f"no space left to write the journal {path}", next="free space on the data partition"
-            ) from error
-        if code.startswith("SQLITE_BUSY"):
-            raise Busy(f"the journal {path} is in use", what=str(error), next="try again in a moment") from error
-        if code.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN")):
-            raise NotPermitted(
-                f"cannot open the journal {path}", what=str(error), next="run it as root (sudo)"
-            ) from error
-        raise NotReady(
-            f"the journal {path} cannot be used",
-            what=f"{code} {error}".strip(),
-            state="slots and boot environment are untouched by this",
-            next="updater doctor    checks the data partition",
-        ) from error
+    def _every(self, make: Callable[[sqlite3.Row], T], query: str, *values: Any) -> list[T]:
+        rows = self._all(query, *values)
+        with _readable(self.path):
+            return [make(row) for row in rows]
 
 
 @contextmanager
