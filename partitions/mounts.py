@@ -119,8 +119,12 @@ def mounted(device: Path, *, read_only: bool) -> Iterator[Path]:
     is_block = device.is_block_device()
     if not is_block:
         options.append("loop")
+        if not Path("/dev/loop-control").exists():  # where nothing has asked for loop devices since the boot
+            run("modprobe", "loop", check=False)
     base = Path("/run")
-    point = Path(tempfile.mkdtemp(prefix="updater-mount-", dir=base if os.access(base, os.W_OK) else None))
+    point = Path(
+        tempfile.mkdtemp(prefix=f"updater-mount-{os.getpid()}-", dir=base if os.access(base, os.W_OK) else None)
+    )
     try:
         try:
             # Without -w, mount(8) is content with a read-only mount where the device is write-protected.

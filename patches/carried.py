@@ -6,10 +6,12 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from core.files import inside
 from core.release import Release
-from patches.keep import Base, Fate, Kept, carry
+from patches.files import copy_file
+from patches.keep import Base, Earlier, Fate, Kept, carry
 from patches.kept_paths import Keep, Policy
-from patches.kept_record import record
+from patches.kept_record import Edited, record
 from patches.lifetime import Decision
 from patches.patch import Patch
 from patches.registry import Entry, Kind, Registry
@@ -71,6 +73,39 @@ def base_of(registry: Registry, slot: str) -> Base:
     return base
 
 
+def earlier_of(registry: Registry, slot: str, edited: Iterable[Edited]) -> Earlier:
+    """What the copy of `stage` left in the slot, for the copy after it; `edited`: what happened to the files since."""
+    became = {each.name: each for each in registry.outcomes(slot, Kind.FILE)}
+    new = {each.path for each in edited if each.how == "added"}
+
+    def earlier(path: str) -> tuple[bool, bytes | None]:
+        found = became.get(path)
+        if path in new or (found is not None and found.state == Fate.THEIRS):
+            return False, None
+        digest = found.facts.get("shipped") if found else None
+        return True, registry.kept(digest) if digest else None
+
+    return earlier
+
+
+def take_out(edited: Iterable[Edited], earlier: Earlier, target: Path) -> None:
+    """Kept files that were removed since they were copied go from the slot too; where the release has one, that is
+    what is there then. Raises OSError.
+    """
+    for each in edited:
+        if each.how != "removed":
+            continue
+        copied, original = earlier(each.path)
+        parent, _, name = each.path.rpartition("/")
+        place = inside(target, parent or "/") / name
+        if not copied or (place.is_dir() and not place.is_symlink()):
+            continue
+        if original is not None and place.is_file() and not place.is_symlink():
+            copy_file(place, place, content=original)
+        elif original is None:
+            place.unlink(missing_ok=True)
+
+
 def note_patches(registry: Registry, slot: str, decisions: Iterable[Decision], replaced: Iterable[Replaced]) -> None:
     """Record what became of the patches in a slot, with the hashes of each file before and after."""
     files: dict[str, list[dict[str, object]]] = {}
@@ -88,16 +123,25 @@ def patched_files(registry: Registry, slot: str) -> dict[str, str | None]:
 
 
 def stage_keeps(
-    registry: Registry, keeps: Iterable[Keep], source: Path, target: Path, *, old_slot: str, slot: str, book: Path
+    registry: Registry,
+    keeps: Iterable[Keep],
+    source: Path,
+    target: Path,
+    *,
+    old_slot: str,
+    slot: str,
+    book: Path,
+    earlier: Earlier | None = None,
 ) -> dict[Fate, int]:
     """Carry the kept files into the slot mounted at `target`. Records what the release shipped in their place (the base
-    of the next merge) and, in the file `book`, what was staged (for `changed_since`). Returns how many of each fate.
+    of the next merge) and, in the file `book`, what was staged (for `changed_since`). `earlier`: where the slot has
+    them from an earlier copy. Returns how many of each fate.
 
     Raises ModificationConflict, OSError.
     """
     counts: dict[Fate, int] = {}
     notable: list[Kept] = []
-    for kept in record(carry(keeps, source, target, base_of(registry, old_slot)), book):
+    for kept in record(carry(keeps, source, target, base_of(registry, old_slot), earlier), book):
         if kept.directory:
             continue
         counts[kept.fate] = counts.get(kept.fate, 0) + 1

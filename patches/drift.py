@@ -11,13 +11,12 @@ import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
-from core.errors import UpdaterError
+from core.errors import NotReady, UpdaterError
 from patches import lines
 
 #: What a running system changes by itself, and why it is not looked at.
@@ -44,6 +43,9 @@ SKIPPED: Final[Mapping[str, str]] = {
 #: So many files may wait for their hash: bounds memory.
 _AHEAD = 256
 
+#: In place of the hash of what was not changed since a moment (see `snapshot`).
+AS_BEFORE: Final = "="
+
 
 class Difference(StrEnum):
     """How a file differs."""
@@ -56,8 +58,8 @@ class Difference(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileState:
-    """A file as it was found. `kind`: f, d, l or s (special). `digest`: BLAKE3 (hex) of a file's content, the target
-    of a symlink. `mode`: permissions.
+    """A file as it was found. `kind`: f, d, l, s (special) or m (a directory that something is mounted on). `digest`:
+    BLAKE3 (hex) of a file's content, the target of a symlink. `mode`: permissions.
     """
 
     path: str
@@ -71,25 +73,41 @@ class FileState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drift:
-    """A file that differs. `declared`: by what it is explained (a patch, a package, a kept path), or empty."""
+    """A file that differs. `kind`: as in `FileState`, of what is there (of what the release has, when it is missing).
+    `declared`: by what it is explained (a patch, a package, a kept path), or empty.
+    """
 
     path: str
     how: Difference
     why: str
+    kind: str = "f"
     declared: str = ""
 
 
-def snapshot(root: Path, skip: Iterable[str] = tuple(SKIPPED)) -> Iterator[FileState]:
-    """All files of the root in order, hashed on all cores; other filesystems mounted in it are left out."""
+#: By what a difference is explained ("": by nothing). The second is the file as it is there; None: it is missing.
+Explain = Callable[[Drift, FileState | None], str]
+
+
+def snapshot(root: Path, skip: Iterable[str] = tuple(SKIPPED), *, since: float | None = None) -> Iterator[FileState]:
+    """All files of the root in order, hashed on all cores; other filesystems mounted in it are left out.
+
+    `since` (seconds since 1970): what was not changed after it is not read, and has `AS_BEFORE` for its digest.
+    """
     skipped = frozenset(skip)
     waiting: deque[tuple[FileState, Future[str] | None]] = deque()
-    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), 8)) as pool:
-        for state, place in _files(root, "/", skipped, root.lstat().st_dev):
-            waiting.append((state, pool.submit(_hash, place) if state.kind == "f" else None))
+    pool = ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), 8))
+    try:
+        for state, place, changed in _files(root, "/", skipped, root.lstat().st_dev):
+            if since is not None and changed <= since:
+                waiting.append((replace(state, digest=AS_BEFORE), None))
+            else:
+                waiting.append((state, pool.submit(_hash, place) if state.kind == "f" else None))
             if len(waiting) >= _AHEAD:
                 yield from _settled(waiting.popleft())
         while waiting:
             yield from _settled(waiting.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def save(states: Iterable[FileState], path: Path) -> None:
@@ -101,52 +119,53 @@ def save(states: Iterable[FileState], path: Path) -> None:
 
 def load(path: Path) -> Iterator[FileState]:
     """A snapshot from its file. Raises NotReady."""
-    for line in lines.read(
-        path, what="which files the release has", next="updater stage …    of the next release notes it"
-    ):
+    what, lead = "which files the release has", "updater verify --bundle BUNDLE    with the bundle of that release"
+    for line in lines.read(path, what=what, next=lead):
+        if [type(each) for each in line] != _LINE:
+            raise NotReady(f"{what} is not known", what=f"{path}: {line!r:.100} makes no sense", next=lead)
         name, kind, mode, uid, gid, size, digest = line
         yield FileState(path=name, kind=kind, mode=mode, uid=uid, gid=gid, size=size, digest=digest)
+
+
+_LINE = [str, str, int, int, int, int, str]
 
 
 def compare(
     root: Path,
     pristine: Iterable[FileState],
-    declared: Callable[[str, str], str] = lambda path, digest: "",
+    declared: Explain = lambda drift, now: "",
     skip: Iterable[str] = tuple(SKIPPED),
+    *,
+    since: float | None = None,
 ) -> Iterator[Drift]:
-    """The files of the root that differ from the snapshot, in order. `declared(path, digest)` says by what a file with
-    this content is explained ("" : by nothing; the digest is "" for a missing file).
+    """The files of the root that differ from the snapshot, in order. `since`: see `snapshot`; what was not changed
+    after it counts as declared already, and is left out.
     """
     skipped = tuple(skip)
-    wanted = (each for each in pristine if not _is_skipped(each.path, skipped))
-    for was, now in _side_by_side(wanted, snapshot(root, skipped)):
+    below = tuple(f"{each}/" for each in skipped)
+    wanted = (each for each in pristine if each.path not in skipped and not each.path.startswith(below))
+    mounted_on = ""
+    for was, now in _side_by_side(wanted, snapshot(root, skipped, since=since)):
+        if now is not None and now.kind == "m":
+            mounted_on = f"{now.path}/"
+        if now is None and was is not None and mounted_on and was.path.startswith(mounted_on):
+            continue  # it may be there, hidden
         told = _told(was, now)
-        if told is not None:
-            path = (now or was).path  # type: ignore[union-attr]
-            how, why = told
-            yield Drift(path=path, how=how, why=why, declared=declared(path, now.digest if now else ""))
-
-
-def declared_by(patched: Mapping[str, str | None], kept: Iterable[str]) -> Callable[[str, str], str]:
-    """For `compare`: files that patches left with exactly this BLAKE3 (None: deleted), and kept paths with
-    all below.
-    """
-    tops = frozenset(kept)
-
-    def explain(path: str, digest: str) -> str:
-        if path in patched and (patched[path] or "") == digest:
-            return "patch"
-        here = PurePosixPath(path)
-        return next((f"keep {each}" for each in map(str, chain([here], here.parents)) if each in tops), "")
-
-    return explain
+        seen = now or was
+        if told is not None and seen is not None:
+            drift = Drift(path=seen.path, how=told[0], why=told[1], kind=seen.kind)
+            yield replace(drift, declared=declared(drift, now))
 
 
 def _told(was: FileState | None, now: FileState | None) -> tuple[Difference, str] | None:
-    if was is None:
-        return Difference.ADDED, "is not in the release"
     if now is None:
         return Difference.MISSING, "the release has it"
+    if now.digest == AS_BEFORE:
+        return None
+    if was is None:
+        return Difference.ADDED, "is not in the release"
+    if now.kind == "m" and was.kind in "dm":
+        return None  # owner and mode are those of what is mounted there
     if was.kind != now.kind:
         return Difference.CHANGED, f"is {_KINDS[now.kind]}, the release has {_KINDS[was.kind]}"
     if was.digest != now.digest:
@@ -158,7 +177,7 @@ def _told(was: FileState | None, now: FileState | None) -> tuple[Difference, str
     return None
 
 
-_KINDS = {"f": "a file", "d": "a directory", "l": "a symlink", "s": "a special file"}
+_KINDS = {"f": "a file", "d": "a directory", "l": "a symlink", "s": "a special file", "m": "a mount point"}
 
 
 def _side_by_side(
@@ -182,13 +201,7 @@ def _key(path: str) -> list[str]:
     return path.split("/")
 
 
-def _is_skipped(path: str, skipped: tuple[str, ...]) -> bool:
-    return any(path == each or path.startswith(f"{each}/") for each in skipped)
-
-
 def _settled(waiting: tuple[FileState, Future[str] | None]) -> Iterator[FileState]:
-    from dataclasses import replace
-
     state, digest = waiting
     try:
         yield state if digest is None else replace(state, digest=digest.result())
@@ -196,26 +209,28 @@ def _settled(waiting: tuple[FileState, Future[str] | None]) -> Iterator[FileStat
         return
 
 
-def _files(root: Path, path: str, skipped: frozenset[str], device: int) -> Iterator[tuple[FileState, Path]]:
-    """Depth first, names in order, symlinks not followed."""
+def _files(root: Path, path: str, skipped: frozenset[str], device: int) -> Iterator[tuple[FileState, str, float]]:
+    """Depth first, names in order, symlinks not followed; with the time of the last change (seconds since 1970)."""
     if path.count("/") > 200:
         raise UpdaterError(f"{path[:200]} is more than 200 directories deep")
-    directory = root / path.lstrip("/")
+    directory = f"{root}/{path.lstrip('/')}"  # text: a Path for each file would take longer than the rest
     try:
         names = sorted(os.listdir(directory))  # noqa: PTH208  (names, no paths)
     except (FileNotFoundError, NotADirectoryError):
         return
     for name in names:
-        below, place = f"{path.rstrip('/')}/{name}", directory / name
+        below, place = f"{path.rstrip('/')}/{name}", f"{directory}/{name}"
         if below in skipped:
             continue
         try:
-            found = place.lstat()
-            target = str(place.readlink()) if stat.S_ISLNK(found.st_mode) else ""
+            found = os.lstat(place)
+            target = str(Path(place).readlink()) if stat.S_ISLNK(found.st_mode) else ""
         except FileNotFoundError:
             continue
         mode = found.st_mode
         kind = "d" if stat.S_ISDIR(mode) else "l" if target else "f" if stat.S_ISREG(mode) else "s"
+        if kind == "d" and found.st_dev != device:
+            kind = "m"
         state = FileState(
             path=below,
             kind=kind,
@@ -225,12 +240,12 @@ def _files(root: Path, path: str, skipped: frozenset[str], device: int) -> Itera
             size=found.st_size if kind == "f" else 0,
             digest=target or (str(found.st_rdev) if kind == "s" else ""),
         )
-        yield state, place
-        if kind == "d" and found.st_dev == device:
+        yield state, place, found.st_ctime
+        if kind == "d":
             yield from _files(root, below, skipped, device)
 
 
-def _hash(place: Path) -> str:
+def _hash(place: str) -> str:
     from blake3 import blake3
 
     hasher = blake3()

@@ -24,6 +24,10 @@ LARGEST = 4 << 20
 #: The content of a file (path absolute within the root) as the old release shipped it; None where nobody knows.
 Base = Callable[[str], bytes | None]
 
+#: Of a file (path as above) that a copy before this one came to: whether ours is in the target, and the content that
+#: the release shipped in its place (None: none, or none that could be merged).
+Earlier = Callable[[str], tuple[bool, bytes | None]]
+
 
 class Fate(StrEnum):
     """What becomes of a file in the new release."""
@@ -57,16 +61,20 @@ class Kept:
         return f"{self.path}: {self.fate}{f', {self.why}' if self.why else ''}"
 
 
-def check(keeps: Iterable[Keep], source: Path, target: Path, base: Base) -> Iterator[Kept]:
+def check(
+    keeps: Iterable[Keep], source: Path, target: Path, base: Base, earlier: Earlier | None = None
+) -> Iterator[Kept]:
     """What would become of each file of `source` that the entries mean in `target`, in order; nothing is changed.
-    Directories are left out unless they conflict. Raises OSError.
+    Directories are left out unless they conflict. `earlier`: where they were copied once already. Raises OSError.
     """
-    for _, kept in _weighed(keeps, source, target, base):
+    for _, kept in _weighed(keeps, source, target, base, earlier):
         if not kept.directory or kept.fate is Fate.CONFLICT:
             yield kept
 
 
-def carry(keeps: Iterable[Keep], source: Path, target: Path, base: Base) -> Iterator[Kept]:
+def carry(
+    keeps: Iterable[Keep], source: Path, target: Path, base: Base, earlier: Earlier | None = None
+) -> Iterator[Kept]:
     """Copy the files that the entries mean from one root into the other, as they are asked for; yields what became of
     each, directories too. Hard links among them stay links, holes stay holes.
 
@@ -76,7 +84,7 @@ def carry(keeps: Iterable[Keep], source: Path, target: Path, base: Base) -> Iter
     places = _Places(target)
     links: dict[tuple[int, int], Path] = {}
     open_directories: list[tuple[str, Path, os.stat_result]] = []
-    for found, kept in _weighed(keeps, source, target, base):
+    for found, kept in _weighed(keeps, source, target, base, earlier):
         while open_directories and not found.path.startswith(f"{open_directories[-1][0]}/"):
             _close(open_directories.pop())
         if kept.fate is Fate.CONFLICT:
@@ -122,20 +130,22 @@ def conflict(conflicts: Iterable[Kept], target: str = "the release") -> Modifica
     )
 
 
-def _weighed(keeps: Iterable[Keep], source: Path, target: Path, base: Base) -> Iterator[tuple[Found, Kept]]:
+def _weighed(
+    keeps: Iterable[Keep], source: Path, target: Path, base: Base, earlier: Earlier | None
+) -> Iterator[tuple[Found, Kept]]:
     places = _Places(target)
     left: str | None = None  # below this directory the release's is taken
     for found in walk(keeps, source):
         if left is not None and found.path.startswith(left):
             continue
         left = None
-        kept = _weigh(found, places, base)
+        kept = _weigh(found, places, base, earlier)
         if kept.directory and kept.fate in (Fate.THEIRS, Fate.CONFLICT):
             left = f"{found.path}/"
         yield found, kept
 
 
-def _weigh(found: Found, places: _Places, base: Base) -> Kept:
+def _weigh(found: Found, places: _Places, base: Base, earlier: Earlier | None) -> Kept:
     """Decide on one file, by its entry's policy and what the release ships there."""
     kind = stat.S_IFMT(found.stat.st_mode)
     policy = found.keep.policy
@@ -151,13 +161,19 @@ def _weigh(found: Found, places: _Places, base: Base) -> Kept:
         there = place.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return kept(Fate.KEPT)
-    shipped = _small(place, there)
-    if stat.S_IFMT(there.st_mode) != kind:
-        both = f"yours is {_KINDS[kind]}, the release has {_KINDS.get(stat.S_IFMT(there.st_mode), 'something else')}"
+    theirs, shipped = stat.S_IFMT(there.st_mode), _small(place, there)
+    copied, original = earlier(found.path) if earlier else (False, None)
+    if copied:  # what is there is no longer the release's
+        if original is None:
+            return kept(Fate.KEPT)
+        theirs, shipped = stat.S_IFREG, original
+    if theirs != kind:
+        both = f"yours is {_KINDS[kind]}, the release has {_KINDS.get(theirs, 'something else')}"
         if policy is Policy.OURS:
             return kept(Fate.OURS, f"{both} there")
         return kept(Fate.THEIRS if policy is Policy.THEIRS else Fate.CONFLICT, both, shipped=shipped)
-    if is_directory or _same(found, place, there):
+    same = _small(found.at, found.stat) == shipped if copied else is_directory or _same(found, place, there)
+    if same:
         return kept(Fate.KEPT, shipped=shipped)
     if policy is Policy.OURS:
         return kept(Fate.OURS, "the release's is replaced", shipped=shipped)

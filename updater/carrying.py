@@ -17,7 +17,8 @@ from typing import Any
 
 from blake3 import blake3
 
-from core.errors import ConfigError
+from core.errors import ConfigError, UpdaterError
+from core.faults import point
 from core.journal import Facts, StepRecord
 from core.release import Release
 from core.report import Report
@@ -27,7 +28,15 @@ from images.read import Bundle
 from partitions import mounts
 from partitions.boot.state import Slot, other
 from patches import keep, patch
-from patches.carried import base_of, choose_keeps, choose_patches, note_patches, stage_keeps
+from patches.carried import (
+    base_of,
+    choose_keeps,
+    choose_patches,
+    earlier_of,
+    note_patches,
+    stage_keeps,
+    take_out,
+)
 from patches.kept_record import changed_since
 from patches.lifetime import Decision
 from patches.packages import Packages, outcomes
@@ -39,14 +48,10 @@ from updater import configuring
 from updater.bundle_root import bundle_root
 from updater.checks import Check
 from updater.checks import examine as examine_checks
+from updater.layout import running_root
 from updater.node import Node
 from updater.staging import Target, seal_holds, seal_of
 from updater.status import CARRIED
-
-
-def running_root(node: Node) -> Path:
-    """The root of the system that runs: in a sandbox a directory beside its data."""
-    return node.config.data.parent / "root" if node.config.machine == "sandbox" else Path("/")
 
 
 def carried_kinds(node: Node) -> list[str]:
@@ -177,7 +182,7 @@ def _try_files(
     chosen = choose_keeps(registry, release, without)
     fates: dict[str, int] = {}
     conflicts = []
-    for kept in keep.check(chosen.keeps, running_root(node), root, base_of(registry, node.booted)):
+    for kept in keep.check(chosen.keeps, running_root(node.config), root, base_of(registry, node.booted)):
         fates[kept.fate] = fates.get(kept.fate, 0) + 1
         if kept.fate is keep.Fate.CONFLICT:
             conflicts.append(kept)
@@ -329,23 +334,57 @@ def copy_kept(node: Node, slot: Slot, release: Release, without: Collection[str]
     with Registry.of(node.config.data) as registry, mounts.mounted(node.device(slot), read_only=False) as root:
         chosen = choose_keeps(registry, release, by_kind(registry, without)[Kind.FILE])
         counts = stage_keeps(
-            registry, chosen.keeps, running_root(node), root, old_slot=other(slot), slot=slot, book=_book(node, slot)
+            registry,
+            chosen.keeps,
+            running_root(node.config),
+            root,
+            old_slot=other(slot),
+            slot=slot,
+            book=_book(node, slot),
         )
+    return _fates(counts)
+
+
+def _fates(counts: dict[keep.Fate, int]) -> str:
     return ", ".join(f"{count} {fate}" for fate, count in counts.items()) or "none found"
 
 
 # -- edits after staging
 
 
+def copy_again(node: Node, slot: Slot, release: Release, without: Collection[str]) -> str:
+    """Copy the kept files into the slot that has them from staging, and take out those that are gone since.
+
+    Raises ModificationConflict before anything is written.
+    """
+    source, device = running_root(node.config), node.device(slot)
+    with Registry.of(node.config.data) as registry:
+        keeps = choose_keeps(registry, release, by_kind(registry, without)[Kind.FILE]).keeps
+        edited = list(changed_since(_book(node, slot), keeps, source))
+        earlier = earlier_of(registry, slot, edited)
+        with mounts.mounted(device, read_only=True) as root:
+            weighed = keep.check(keeps, source, root, base_of(registry, other(slot)), earlier)
+            conflicts = [kept for kept in weighed if kept.fate is keep.Fate.CONFLICT]
+        if conflicts:
+            raise keep.conflict(conflicts, str(release))
+        with mounts.mounted(device, read_only=False) as root:
+            take_out(edited, earlier, root)
+            book, old = _book(node, slot), other(slot)
+            counts = stage_keeps(registry, keeps, source, root, old_slot=old, slot=slot, book=book, earlier=earlier)
+    return _fates(counts)
+
+
 def edited_since(node: Node, slot: Slot) -> list[str]:
     """The kept files that were edited after they were staged in the slot, a line each."""
     record: dict[str, Any] = node.journal.slot(slot)
-    if not _book(node, slot).exists() or "files" not in record.get("carried", ()):
+    if "seal" not in record or not _book(node, slot).exists() or "files" not in record.get("carried", ()):
         return []
     with Registry.of(node.config.data) as registry:
         without = by_kind(registry, record.get("without", ()))[Kind.FILE]
         keeps = choose_keeps(registry, Release.parse(record["release"]), without).keeps
-        return [f"{each.path} {each.how}" for each in changed_since(_book(node, slot), keeps, running_root(node))]
+        return [
+            f"{each.path} {each.how}" for each in changed_since(_book(node, slot), keeps, running_root(node.config))
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,7 +398,8 @@ class CopyAgain:
     def describe(self) -> str:
         """Which."""
         edited = edited_since(self.node, self.slot)
-        return f"copy kept files that were edited since: {', '.join(edited[:5])}{' …' if len(edited) > 5 else ''}"
+        which = f": {', '.join(edited[:5])}{' …' if len(edited) > 5 else ''}" if edited else ""
+        return f"copy kept files that were edited since{which}"
 
     def is_done(self, record: StepRecord | None) -> bool:
         """Nothing differs, and the slot is sealed as it is; or the slot runs, and is past that."""
@@ -374,9 +414,17 @@ class CopyAgain:
     def apply(self, facts: Facts, report: Report) -> str:
         """Copy, and seal anew."""
         record = self.node.journal.slot(self.slot)
-        said = copy_kept(self.node, self.slot, Release.parse(record["release"]), record.get("without", ()))
+        said = copy_again(self.node, self.slot, Release.parse(record["release"]), record.get("without", ()))
+        point("files-again:copied")
         self.node.journal.set_slot(self.slot, record | {"seal": seal_of(self.node, self.slot, record["seal_size"])})
         return said
 
     def undo(self, facts: Facts) -> None:
-        """The copies are right in any case."""
+        """The copies are right in any case; a slot that was left between copying and sealing gets its seal."""
+        record = self.node.journal.slot(self.slot)
+        if self.node.booted == self.slot or "seal" not in record or seal_holds(self.node, self.slot):
+            return
+        try:
+            self.apply(facts, Report())
+        except UpdaterError:  # then it has to be staged again
+            self.node.journal.set_slot(self.slot, {key: record[key] for key in record if key != "seal"})

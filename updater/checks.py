@@ -38,11 +38,14 @@ JOURNAL_ROOM = 4 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One check of a plan: what was looked at, what was found, and the error it comes to (None: it passed)."""
+    """One check of a plan: what was looked at, what was found, and the error it comes to (None: it passed). `warning`:
+    it passed, but the operator should see what was found.
+    """
 
     name: str
     found: str
     error: UpdaterError | None = None
+    warning: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

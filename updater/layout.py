@@ -27,3 +27,8 @@ def boot_layout(config: NodeConfig) -> BootLayout:
 def _partition_number(device: Path) -> int | None:
     number = Path(f"/sys/class/block/{device.resolve().name}/partition")
     return int(number.read_text()) if number.exists() else None
+
+
+def running_root(config: NodeConfig) -> Path:
+    """The root of the system that runs: in a sandbox a directory beside its data."""
+    return config.data.parent / "root" if config.machine == "sandbox" else Path("/")

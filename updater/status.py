@@ -85,9 +85,10 @@ class Status:
 
 #: Steps of each verb in their order, hooks left out, for "step 2 of 7". Kept beside the stories by a test.
 CARRIED = ("packages", "patches", "files", "configuration")
+_ONLY_IF_CARRIED = (*CARRIED, "files-again")
 STEPS = {
     "stage": ("mark", "write", "verify", "grow", *CARRIED, "carry", "entry", "seal"),
-    "activate": ("flip", "reboot", "health", "confirm"),
+    "activate": ("files-again", "flip", "reboot", "health", "confirm"),
     "rollback": ("flip-back", "reboot"),
 }
 
@@ -191,7 +192,7 @@ def _upgrade(node: Node) -> Upgrade | None:
     if run is None:
         return None
     carried = run.plan.get("carried", ())
-    names = tuple(name for name in STEPS.get(run.verb, ()) if name not in CARRIED or name in carried)
+    names = tuple(name for name in STEPS.get(run.verb, ()) if name not in _ONLY_IF_CARRIED or name in carried)
     step = _current_step(node, run, names)
     under_way = _is_locked(node)
     waits = step == "reboot" and node.journal.fact("flip-boot") == _try(node.machine.boot_id, [])

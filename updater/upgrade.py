@@ -12,6 +12,7 @@ left of an open run, `abort` undoes it. The run outlives a reboot, and is then f
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from updater.checks import Purposes, activate_checks, in_progress, raise_first, 
 from updater.execution import Outcome, Plan, execute, locked
 from updater.hooks import hooks
 from updater.node import Node
+from updater.verify import undeclared
 from updater.window import Window
 
 
@@ -65,12 +67,12 @@ def stage_steps(node: Node, target: staging.Target) -> list[Step]:
     ]
 
 
-def activate_steps(node: Node, slot: Slot, by_hand: bool) -> list[Step]:
-    """Boot the staged slot, and keep it if it is healthy."""
+def activate_steps(node: Node, slot: Slot, by_hand: bool, carried: Collection[str] = ()) -> list[Step]:
+    """Boot the staged slot, and keep it if it is healthy. `carried`: "files-again" if kept files were edited since."""
     facts = node.facts() | {"target": slot, "target_release": str(node.release(slot) or "")}
     return [
         *hooks(node.config.hooks, "before-activate", facts),
-        *([CopyAgain(node=node, slot=slot)] if edited_since(node, slot) else []),
+        *([CopyAgain(node=node, slot=slot)] if "files-again" in carried else []),
         switching.Flip(node=node, slot=slot),
         *hooks(node.config.hooks, "after-activate", facts),
         switching.Reboot(node=node, slot=slot, by_hand=by_hand),
@@ -98,8 +100,9 @@ def steps_of(node: Node, run: Run, bundle: Bundle | None = None) -> list[Step]:
     if run.verb == "stage":
         assert bundle is not None
         return stage_steps(node, _target(node, plan, bundle))
-    story = activate_steps if run.verb == "activate" else rollback_steps
-    return story(node, plan["slot"], plan["by_hand"])
+    if run.verb == "activate":
+        return activate_steps(node, plan["slot"], plan["by_hand"], plan.get("carried", ()))
+    return rollback_steps(node, plan["slot"], plan["by_hand"])
 
 
 # -- plans: the same stories, with every check made
@@ -115,6 +118,7 @@ def plan_stage(node: Node, bundle: Bundle, source: str, wishes: Wishes) -> Plan:
     examined = Examined()
     if all(check.error is None for check in checks):
         examined = examine(node, bundle, wishes.without)
+        checks += undeclared(node)
     record = _stage_plan(node, bundle, source, wishes, examined)
     target = _target(node, record, bundle)
     return Plan(
@@ -134,12 +138,13 @@ def plan_activate(
     """What `activate` would do, with every check made."""
     slot = node.inactive
     release = node.release(slot)
-
+    carried = ["files-again"] if edited_since(node, slot) else []
     return Plan(
         verb="activate",
         title=f"{node.release(node.booted) or 'unknown'} → {release or 'unknown'} on {node.config.name}",
         checks=activate_checks(node, slot, window=window, accept_no_rollback=accept_no_rollback),
-        steps=describe(activate_steps(node, slot, by_hand)),
+        record={"slot": slot, "by_hand": by_hand, "carried": carried},
+        steps=describe(activate_steps(node, slot, by_hand, carried)),
         way_back=_way_back_over(node, str(release or ""), node.booted),
     )
 
@@ -176,6 +181,9 @@ def stage(node: Node, source: str, report: Report, wishes: Wishes) -> Outcome:
             return Outcome(state="nothing", text=text)
         plan = plan_stage(node, bundle, source, wishes)
         raise_first(list(plan.checks), f"cannot stage {bundle.manifest.release}")
+        for each in plan.checks:
+            if each.warning:
+                report.warning(f"{each.name}: {each.found}")
         run = node.journal.begin("stage", plan.record)
         return execute(node, run, steps_of(node, run, bundle), report)
 
@@ -196,7 +204,7 @@ def activate(
         plan = plan_activate(node, window=window, by_hand=by_hand, accept_no_rollback=accept_no_rollback)
         raise_first(list(plan.checks), "cannot activate")
         node.journal.set_fact("flip-boot", None)
-        run = node.journal.begin("activate", {"slot": node.inactive, "by_hand": by_hand})
+        run = node.journal.begin("activate", plan.record)
         return execute(node, run, steps_of(node, run), report)
 
 
@@ -233,8 +241,8 @@ def _is_staged(node: Node, bundle: Bundle, wishes: Wishes) -> bool:
     """Whether the slot holds just what staging this bundle would make of it now."""
     record = node.journal.slot(node.inactive)
     return (
-        node.staged(node.inactive, node.boot.read())
-        and record.get("content") == bundle.manifest.image.content
+        record.get("content") == bundle.manifest.image.content
+        and node.staged(node.inactive, node.boot.read())
         and record.get("without", []) == list(wishes.without)
         and record.get("fingerprint") == fingerprint(node)
         and not edited_since(node, node.inactive)

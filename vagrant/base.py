@@ -28,6 +28,7 @@ PACKAGES = (
     "kmod",
     "procps",
     "ca-certificates",
+    "rpm",  # for the operator's packages
 )
 
 #: Runs inside the fresh tree. Everything here serves one of two ends: the machine can be reached, or boots quickly in

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core.run import run
+from vagrant import own
 from vagrant.node import COMPATIBLE, IMAGE_SIZE, Lab
 from vagrant.qemu import Machine, MachineError
 from vagrant.serve import Server
@@ -142,6 +143,10 @@ def _on_the_node(node: Node, server: Server, table: Table) -> None:
         node.updater("status")
         node.updater("doctor", expect=11)  # the machine has no watchdog; all else is well
         said.append(node.brief())
+    with table.phase("the operator's own: a package, patches, files, configuration"):
+        own.declare(node.machine)
+        for words in own.VERBS:
+            node.updater(words)
     with table.phase("stage MR96-1 over HTTP, while MR95-1 serves") as said:
         node.updater(f"plan {server.url('mr96-1.bundle', guest=True)}")
         node.updater(f"stage {server.url('mr96-1.bundle', guest=True)}")
@@ -150,6 +155,8 @@ def _on_the_node(node: Node, server: Server, table: Table) -> None:
         node.updater("activate")
         node.expect("b")
         node.updater("status")
+        for line in own.seen(node.machine):
+            print(f"  seen inside: {line}")
         said.append(node.brief())
     with table.phase("roll back to MR95-1") as said:
         node.updater("rollback")

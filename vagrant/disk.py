@@ -33,7 +33,7 @@ class Layout:
 
     esp: int = 64
     slot: int = 1024
-    data: int = 512
+    data: int = 1024
 
     def partitions(self) -> dict[str, Partition]:
         """By label: esp (1), slot-a (2), slot-b (3), data (4)."""

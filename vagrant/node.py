@@ -19,7 +19,7 @@ from vagrant.loader import esp_files
 from vagrant.tree import File, Files, Variant, enabled, release_tree
 
 COMPATIBLE = "acme-switch"
-IMAGE_SIZE = 480 << 20
+IMAGE_SIZE = 560 << 20
 
 #: Seconds within which a slot on trial must be confirmed. Emulation takes about twenty for a boot.
 BOOT_DEADLINE = 75

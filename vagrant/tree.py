@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from core.files import inside
 from core.run import run
+from patches.packages_platform import prepare
 from vagrant import base, cache
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -83,6 +84,7 @@ def release_tree(release: str, *, variant: Variant = Variant.SOUND, files: Files
         run("cp", "-al", foundation, part, timeout=120)
         run("cp", "-al", f"{agent}/.", part, timeout=120)
         put(part, content)
+        prepare(part)  # an RPM database, in which the tree stands as one package
 
     return cache.cached("tree", cache.key(foundation.name, agent.name, _digest(content)), build)
 

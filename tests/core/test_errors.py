@@ -20,6 +20,7 @@ CODES = {
     "ModificationConflict": (23, "modification conflict"),
     "NoSpace": (24, "no space"),
     "SourceUnreachable": (25, "source unreachable"),
+    "Drifted": (26, "undeclared changes"),
     "DeviceFailed": (30, "device"),
     "BootEnvironment": (31, "boot environment"),
     "HookFailed": (32, "hook"),

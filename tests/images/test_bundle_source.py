@@ -166,7 +166,18 @@ def lies(**headers: str) -> Callable[[Web], Mood]:
         (lies(ETag='"2"'), "changed"),
         (lies(Last_Modified="Tue, 01 Sep 2026 00:00:00 GMT"), "changed"),
     ],
-    ids=str,
+    ids=[
+        "closes-early",
+        "trickles",
+        "other-range",
+        "no-length",
+        "no-range",
+        "lines",
+        "length",
+        "gzip",
+        "etag",
+        "modified",
+    ],
 )
 def test_servers_that_fail_later(served: Web, make: Callable[[Web], Mood], told: str) -> None:
     source = HttpSource(served.url, HASTY)

@@ -133,16 +133,15 @@ def test_two_slots_of_one_release(loop: Callable[..., Path], tmp_path: Path) -> 
 @pytest.mark.root
 def test_no_filesystem(tmp_path: Path) -> None:
     (tmp_path / "zeros").write_bytes(bytes(MIB))
-    before = set(Path("/run").glob("updater-mount-*"))
+    before = set(Path("/run").glob(f"updater-mount-{os.getpid()}-*"))
     with pytest.raises(DeviceFailed, match="cannot mount"), mounted(tmp_path / "zeros", read_only=False):
         pass
-    assert set(Path("/run").glob("updater-mount-*")) == before
+    assert set(Path("/run").glob(f"updater-mount-{os.getpid()}-*")) == before
 
 
 @pytest.mark.root
 def test_mount_dies_with_the_process(tmp_path: Path) -> None:
     image = ext4(tmp_path / "fs.img")
-    before = set(Path("/run").glob("updater-mount-*"))
     child = os.fork()
     if child == 0:
         try:
@@ -157,5 +156,5 @@ def test_mount_dies_with_the_process(tmp_path: Path) -> None:
     while users_of(image) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert users_of(image) == []
-    for left in set(Path("/run").glob("updater-mount-*")) - before:  # only the empty directory outlives it
+    for left in Path("/run").glob(f"updater-mount-{child}-*"):  # only the empty directory outlives it
         left.rmdir()

@@ -8,7 +8,8 @@ import pytest
 from blake3 import blake3
 
 from core.errors import NotReady
-from patches.drift import compare, declared_by, load, save, snapshot
+from patches.declared import declared_by
+from patches.drift import compare, load, save, snapshot
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_what_is_declared_is_said(root: Path, tmp_path: Path) -> None:
     (root / "etc/b").write_text("patched, and then changed")
     (root / "etc/d/e").write_text("ours")
     digest = blake3(b"patched").hexdigest()
-    explain = declared_by({"/etc/a": digest, "/etc/b": digest}, ["/etc/d"])
+    explain = declared_by(root, {"/etc/a": (digest, "patch"), "/etc/b": (digest, "patch")}, {"/etc/d": "keep /etc/d"})
     assert drift(root, tmp_path / "book", declared=explain) == [
         ("/etc/a", "changed", "patch"),
         ("/etc/b", "changed", ""),

@@ -125,10 +125,11 @@ def test_what_cannot_be_carried_is_refused_at_once(cli: Cli, place: Path) -> Non
 
 
 def test_drift_is_captured_and_carried(cli: Cli, lab: Lab, place: Path) -> None:
-    mine = place / "etc-menu"
+    mine = place / "node/root/etc/menu"
+    mine.parent.mkdir(parents=True)
     mine.write_text("local\nend\n")
-    made = bundle(lab, place, "MR95-1", {str(mine).lstrip("/"): "main\nend\n"})
-    diff = cli("patch", "capture", mine, made)
+    made = bundle(lab, place, "MR95-1", {"etc/menu": "main\nend\n"})
+    diff = cli("patch", "capture", "/etc/menu", "--bundle", made)
     assert "-main\n+local\n" in diff
     (place / "x.patch").write_text(diff)
     cli("patch", "add", place / "x.patch")

@@ -325,6 +325,11 @@ def _go_on(scenario: Scenario, known: _Known, config: Path, dead: Seen, *, way: 
 
     said, seen = _in_child(on)
     found += _judge_end(seen, known, scenario)
+    found += [
+        f"slot {slot} is said to be staged, and its seal is broken"
+        for slot, shown in seen["slots"].items()
+        if shown.endswith("staged") and seen["records"][slot].get("seal") != "holds"
+    ]
     if seen["open run"] is not None:
         found.append(f"{said!r}, and a run is still open: {seen['open run']}")
     elif way == "resume" or said == "the run is over" or said.startswith("rollback refused"):
@@ -334,7 +339,7 @@ def _go_on(scenario: Scenario, known: _Known, config: Path, dead: Seen, *, way: 
         if missed and seen["last run"] == known.after["last run"]:
             found.append(f"hooks that never ran: {', '.join(sorted(missed))}")
     else:
-        found += _judge_abort(seen, dead, known, said, rebooted=power)
+        found += _judge_abort(seen, dead, known, said, rebooted=power, same_bytes=scenario.same_bytes)
     return found
 
 
@@ -378,7 +383,7 @@ def _judge_end(seen: Seen, known: _Known, scenario: Scenario) -> list[str]:
     return found
 
 
-def _judge_abort(seen: Seen, dead: Seen, known: _Known, said: str, *, rebooted: bool) -> list[str]:
+def _judge_abort(seen: Seen, dead: Seen, known: _Known, said: str, *, rebooted: bool, same_bytes: bool) -> list[str]:
     """The old slot is good, and booted or next. Where nothing had changed yet, nothing has changed."""
     found: list[str] = []
     booted = known.before["booted"]
@@ -393,7 +398,7 @@ def _judge_abort(seen: Seen, dead: Seen, known: _Known, said: str, *, rebooted: 
     if never_left and known.before["open run"] is None and not seen["last run"].startswith("stage"):
         found += [
             f"{said!r}: {key}: {known.before[key]} -> {seen[key]}"
-            for key in ("environment", "slots", "content", "data")
+            for key in ("environment", "slots", "data", *(("content",) if same_bytes else ()))
             if seen[key] != known.before[key]
         ]
     whole = ("environment", "primary", "content", "records", "slots", "data", "booted")

@@ -19,7 +19,6 @@ from images import keys
 from images.build import BuildSpec, build
 from partitions.boot.state import SLOTS, Slot, broken, next_boot
 from updater import recovery, sandbox, status, upgrade
-from updater.checks import Purposes
 from updater.cli.node import followed
 from updater.machine import Sandbox
 from updater.node import Node, open_node
@@ -121,7 +120,7 @@ def do(config: Path, verb: str, *arguments: Any, report: Report | None = None, *
     report = report or Report()
     if verb == "stage":
         arguments = (str(arguments[0]),)
-        options = {"purposes": Purposes(), **options}
+        options = {"wishes": upgrade.Wishes(**options)}
     with open_node(config) as node:
         outcome = verbs[verb](node, *arguments, report, **options)
         return str(followed(node, outcome, report).state)

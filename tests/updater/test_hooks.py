@@ -99,12 +99,11 @@ def test_a_failing_before_confirm_hook_counts_as_a_failed_try(lab: Lab, node: Pa
 
 def test_every_moment_comes_once_in_the_whole_story_and_is_in_the_plan(lab: Lab, node: Path) -> None:
     add_hooks(node.parent, MOMENTS)
-    from updater.checks import Purposes
-    from updater.upgrade import open_bundle, plan_stage
+    from updater.upgrade import Wishes, open_bundle, plan_stage
 
     source = str(lab.bundle("MR96-1"))
     with open_node(node) as opened, open_bundle(opened, source) as bundle:
-        steps = [step["step"] for step in plan_stage(opened, bundle, source, Purposes(), None).steps]
+        steps = [step["step"] for step in plan_stage(opened, bundle, source, Wishes()).steps]
     assert steps[0] == "before-stage" and "after-confirm" in steps
     do(node, "stage", lab.bundle("MR96-1"))
     do(node, "activate")

@@ -48,7 +48,7 @@ def refused(node: Path, code: int, verb: str, *arguments: Any, **options: Any) -
 
 def plan_of(node: Path, bundle: Path, purposes: Purposes) -> Plan:
     with open_node(node) as opened, upgrade.open_bundle(opened, str(bundle)) as source:
-        return upgrade.plan_stage(opened, source, str(bundle), purposes, None)
+        return upgrade.plan_stage(opened, source, str(bundle), upgrade.Wishes(purposes=purposes))
 
 
 # -- stage

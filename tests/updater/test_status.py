@@ -16,7 +16,7 @@ from tests.updater.lab import Lab, copy_sandbox, do, make_unhealthy, power_cycle
 from updater.hooks import MOMENTS
 from updater.node import open_node
 from updater.staging import Target
-from updater.status import STEPS, Indicator, Status, nagios, prometheus, status_of
+from updater.status import CARRIED, STEPS, Indicator, Status, nagios, prometheus, status_of
 from updater.upgrade import activate_steps, open_bundle, rollback_steps, stage_steps
 
 
@@ -34,10 +34,10 @@ def leave_open(node: Path, at: str, verb: str, *arguments: Any) -> None:
 
 def test_the_steps_it_counts_are_those_of_the_stories(lab: Lab, node: Path) -> None:
     with open_node(node) as opened, open_bundle(opened, str(lab.bundle("MR96-1"))) as bundle:
-        target = Target(node=opened, bundle=bundle, slot="b", source="")
+        target = Target(node=opened, bundle=bundle, slot="b", source="", carried=CARRIED)
         stories = {
             "stage": stage_steps(opened, target),
-            "activate": activate_steps(opened, "b", False),
+            "activate": activate_steps(opened, "b", False, ["files-again"]),
             "rollback": rollback_steps(opened, "b", False),
         }
     assert {verb: tuple(s.name for s in steps if s.name not in MOMENTS) for verb, steps in stories.items()} == STEPS

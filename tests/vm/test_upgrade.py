@@ -51,6 +51,8 @@ def trick(machine: Machine, name: str, *, tries: int) -> None:
 
 def test_tried_confirmed_and_rolled_back_by_reboot(ready: Machine) -> None:
     assert states(ready) == {"a": ("MR95-1", "good"), "b": ("MR96-1", "staged")}
+    told = ready.run("journalctl -q -o cat UPDATER_VERB=stage UPDATER_STEP=write").stdout
+    assert "write finished" in told  # events are in the system journal too, with fields to ask for
     ready.run("updater activate")
     boot = ready.wait_for_boot()
     assert (boot.slot, boot.trying) == ("b", 1)
@@ -109,6 +111,17 @@ def test_a_boot_that_hangs_meets_its_deadline_and_falls_back(ready: Machine) -> 
     ready.wait_for_boot()
     settled(ready)
     assert states(ready) == {"a": ("MR95-1", "good"), "b": ("MR96-1", "bad")}
+
+
+def test_init_finds_the_disks_and_installs(node: Machine) -> None:
+    text = node.run("updater --config /root/node.toml init --dry-run").stdout
+    assert 'a.device = "/dev/disk/by-partlabel/slot-a"' in text
+    assert 'b.device = "/dev/disk/by-partlabel/slot-b"' in text
+    node.run("rm /efi/updater/grub.cfg /etc/systemd/system/updater-*; updater init --install")
+    found = json.loads(node.run("updater --json doctor", check=False).stdout)
+    assert {each["name"] for each in found if not each["ok"]} == {"watchdog"}, found  # the machine has none
+    node.run("systemctl is-enabled updater-confirm.service updater-deadline.timer")
+    assert states(node)["a"] == ("MR95-1", "good")
 
 
 def test_power_cut_during_stage_is_resumed(node: Machine, lab: Lab) -> None:

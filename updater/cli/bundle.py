@@ -45,14 +45,18 @@ def build(
 
     Example: updater bundle build mr96-1.bundle --release MR96-1 --compatible acme-switch --tree root/ --key release.pem
     """
+    from dataclasses import replace
+
     from core.errors import ConfigError
     from core.report import Report, json_lines
     from images import build as builder
     from images.keys import load_signer
     from images.manifest import moment
     from updater.cli.screen import Screen
+    from updater.pristine import listed
 
     sections = {"migrations": migrations, "templates": templates}
+    given = {name: path for name, path in sections.items() if path is not None}
     try:
         spec = builder.BuildSpec(
             release=release,
@@ -73,18 +77,16 @@ def build(
             minimum_agent=minimum_agent,
             required_free=required_free,
             changelog=changelog.read_text(encoding="utf-8") if changelog else "",
-            sections={name: path for name, path in sections.items() if path is not None},
+            sections=given,
             level=level,
         )
     except (ValueError, OSError) as error:
         raise ConfigError("the bundle cannot be built as asked", what=str(error)) from error
     with interruptible(), Screen() as screen:
-        made = builder.build(
-            spec,
-            output,
-            [load_signer(uri) for uri in key],
-            Report(json_lines() if settings.json else screen.sink),
-        )
+        signers = [load_signer(uri) for uri in key]
+        report = Report(json_lines() if settings.json else screen.sink)
+        with listed(tree, image, report) as files:
+            made = builder.build(replace(spec, sections=given | files), output, signers, report)
         _tell(made)
 
 

@@ -110,6 +110,7 @@ def diff(
     from patches.carried import base_of, choose_keeps
     from patches.keep import Fate, Kept, check, conflict
 
+    booted, source_root = _running()
     conflicts: list[Kept] = []
     same = 0
     with registry() as opened, looked_into(source) as (bundle, root):
@@ -118,7 +119,7 @@ def diff(
         for each in chosen.decisions:
             if not each.carried and not settings.json:
                 print(f"{each.name}   {each}")
-        for fate, group in groupby(check(chosen.keeps, Path("/"), root, base_of(opened, _booted())), lambda k: k.fate):
+        for fate, group in groupby(check(chosen.keeps, source_root, root, base_of(opened, booted)), lambda k: k.fate):
             for kept in group:
                 if fate is Fate.CONFLICT and len(conflicts) < 100:
                     conflicts.append(kept)
@@ -133,23 +134,25 @@ def diff(
                     for line in kept.lines:
                         print(f"          {line}")
                     if full and kept.shipped is not None:
-                        _print_diff(kept.path, kept.shipped)
+                        _print_diff(kept.path, source_root, kept.shipped)
     if not settings.json:
         print(f"{same} files kept as they are; the release has none of them, or the same")
     if conflicts:
         raise conflict(conflicts, target)
 
 
-def _print_diff(path: str, shipped: bytes) -> None:
+def _print_diff(path: str, root: Path, shipped: bytes) -> None:
     from patches.merge import unified
 
-    ours = Path(path).read_bytes()
+    ours = (root / path.lstrip("/")).read_bytes()
     for line in unified(shipped, ours, f"release{path}", f"yours{path}").decode(errors="backslashreplace").splitlines():
         print("    " + "".join(c if c.isprintable() or c == "\t" else "?" for c in line))
 
 
-def _booted() -> str:
+def _running() -> tuple[str, Path]:
+    """The slot that runs, and its root."""
+    from updater.layout import running_root
     from updater.node import open_node
 
     with open_node(config_path()) as node:
-        return node.booted
+        return node.booted, running_root(node.config)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from core.errors import UpdaterError
-from updater.cli import bundle, config, keep, node, patch, render, rpm, sandbox, setup
+from updater.cli import bundle, config, keep, node, patch, render, rpm, sandbox, setup, verify
 from updater.cli.context import print_json, settings, unexpected, unread
 from updater.cli.quick import Root
 
@@ -56,6 +56,7 @@ def options(
 node.register(app)
 setup.register(app)
 render.register(app)
+verify.register(app)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(rpm.app, name="rpm")
 app.add_typer(patch.app, name="patch")

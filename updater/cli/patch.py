@@ -21,7 +21,7 @@ from updater.cli.carrying import (
     registry,
     table,
 )
-from updater.cli.context import print_json, settings
+from updater.cli.context import config_path, interruptible, print_json, settings
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Carry patches to every release in their lifetime.")
 
@@ -213,24 +213,35 @@ def check(
 @app.command()
 def capture(
     path: Annotated[str, typer.Argument(help="A file of the running system.")],
-    source: Annotated[str, typer.Argument(metavar="BUNDLE", help="The bundle of the release that runs.")],
+    bundle: Annotated[
+        str, typer.Option(metavar="BUNDLE", help="The bundle of the release that runs, if its file is not known here.")
+    ] = "",
 ) -> None:
     """Print a patch that turns the release's file into the one that is there now.
 
-    Example: updater patch capture /etc/app/menu.xml mr95-1.bundle > 0010-menu.patch
+    Example: updater patch capture /etc/app/menu.xml > 0010-menu.patch
     """
     from core.errors import ConfigError
     from patches.capture import capture
     from patches.roots import Refused, place_in
+    from updater.layout import running_root
+    from updater.node import open_node
+    from updater.pristine import content_of
 
     if not path.startswith("/"):
         path = str(Path.cwd() / path)
-    with looked_into(source) as (_, root):
+    with interruptible(), open_node(config_path()) as node:
+        here = running_root(node.config)
         try:
-            pristine, current = (_content(place_in(where, path)) for where in (root, Path("/")))
+            current = _content(place_in(here, path))
+            if bundle:
+                with looked_into(bundle) as (_, root):
+                    pristine = _content(place_in(root, path))
+            else:
+                pristine = content_of(node, path)
         except (Refused, OSError) as error:
             raise ConfigError(f"{path} cannot be captured", what=str(error), state="nothing was changed") from error
-    patch = capture(path, pristine, current, executable=os.access(path, os.X_OK))
+    patch = capture(path, pristine, current, executable=os.access(here / path.lstrip("/"), os.X_OK))
     if settings.json:
         print_json({"path": path, "patch": patch.decode("utf-8", errors="backslashreplace")})
         return

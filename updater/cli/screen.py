@@ -121,7 +121,7 @@ def print_plan(plan: Plan) -> None:
     """A plan as people read it: checks, steps, way back."""
     print(plan.title)
     for number, check in enumerate(plan.checks):
-        mark = "✓" if check.error is None else "✗"
+        mark = "✗" if check.error is not None else "!" if check.warning else "✓"
         print(f"  {'checks' if number == 0 else '':<10}{mark} {check.name:<18}{check.found}")
     for number, step in enumerate(plan.steps, 1):
         print(f"  {number:>3} {step['step']:<16}{step['what']}")
