@@ -23,6 +23,10 @@ from templates.tree import Tree
 _WORTH_A_PROCESS = 40
 
 
+#: The worker finds our packages where this process found them, and looks nowhere else.
+_WORKER = "import sys; sys.path[:] = sys.argv[1:]; from templates.worker import main; main()"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFacts:
     """What templates are told of the node beside the configuration. `release`: the one that the files are for."""
@@ -153,8 +157,8 @@ def _work_share(
     }
     try:
         done = run(
-            sys.executable, "-I", "-m", "templates.worker", input=json.dumps(job), timeout=3 * limits.seconds_all,
-            check=False,
+            sys.executable, "-I", "-c", _WORKER, *filter(None, sys.path),
+            input=json.dumps(job), timeout=3 * limits.seconds_all, check=False,
         )  # fmt: skip
         if done.code == 0:
             answers: list[dict[str, Any]] = json.loads(done.stdout)

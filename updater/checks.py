@@ -76,7 +76,12 @@ def raise_first(checks: list[Check], cannot: str) -> None:
         return
     first = failures[0].error
     assert first is not None
-    others = [f"{check.name}: {check.error.message}" for check in failures[1:] if check.error]
+    others = [
+        line
+        for check in failures[1:]
+        if check.error
+        for line in (f"{check.name}: {check.error.message}", *(f"  {each}" for each in check.error.what[:5]))
+    ]
     raise type(first)(
         f"{cannot}: {first.message.removeprefix(f'{cannot}: ')}",
         what=[*first.what, *others],

@@ -158,6 +158,7 @@ def _identity(release: str, foundation: Path) -> dict[str, File | Link]:
     os_release = (foundation / "usr/lib/os-release").read_text()
     name = f'IMAGE_ID=acme-switch\nIMAGE_VERSION="{release}"\n'
     return {
+        "/etc/acme.conf": File(content="# The application's settings, as the vendor ships them\ntimeout = 30\n"),
         "/etc/updater-release": File(content=f"{release}\n"),
         "/usr/lib/os-release": File(content=os_release + name),
     }
