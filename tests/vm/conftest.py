@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vagrant import cache, disk
+from vagrant import cache, disk, own
 from vagrant.node import Lab
 from vagrant.qemu import Machine
 from vagrant.serve import Server
@@ -59,7 +59,7 @@ def running(lab: Lab) -> Path:
 
 @pytest.fixture(scope="session")
 def staged(lab: Lab, running: Path) -> Path:
-    """The same, with MR96-1 staged in slot b from its bundle over HTTP."""
+    """The same, with what the operator carries declared, and MR96-1 staged in slot b from its bundle over HTTP."""
     bundle = lab.bundle("MR96-1")
 
     def make(part: Path) -> None:
@@ -69,10 +69,12 @@ def staged(lab: Lab, running: Path) -> Path:
             Machine(disk.overlay(running / "disk", part / "disk"), part / "machine") as machine,
         ):
             machine.thaw(running / "state")
-            machine.run(f"updater stage {server.url(bundle.name, guest=True)}", timeout=300)
+            own.declare(machine)
+            machine.run(" && ".join(f"updater {words}" for words in own.VERBS), timeout=300)
+            machine.run(f"updater stage {server.url(bundle.name, guest=True)}", timeout=600)
             machine.freeze(part / "state")
 
-    return cache.cached("staged", cache.key(running.name, bundle.name), make)
+    return cache.cached("staged", cache.key(running.name, bundle.name, Path(own.__file__)), make)
 
 
 def _thawed(frozen: Path, work: Path) -> Iterator[Machine]:

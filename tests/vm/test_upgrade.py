@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from vagrant import own
 from vagrant.node import Lab
 from vagrant.qemu import Machine
 from vagrant.serve import Server
@@ -63,7 +64,9 @@ def test_tried_confirmed_and_rolled_back_by_reboot(ready: Machine) -> None:
     assert (
         ready.run("cat /etc/updater-release; cat /etc/updater/node.toml | head -1").stdout == 'MR96-1\nname = "lab-1"\n'
     )
-    assert ready.run("df --output=size -B1M / | tail -1").stdout.strip() > "900"  # the filesystem fills the slot
+    assert int(ready.run("df --output=size -B1M / | tail -1").stdout) > 900  # the filesystem fills the slot
+    assert len(own.seen(ready)) == 5
+    assert ready.run("test -e /usr/bin/acme-bill", check=False).code == 1  # its patch is past its lifetime
 
     ready.run("updater rollback")
     boot = ready.wait_for_boot()
@@ -71,6 +74,7 @@ def test_tried_confirmed_and_rolled_back_by_reboot(ready: Machine) -> None:
     found = settled(ready)
     assert found["booted"] == found["next_boot"] == "a"
     assert states(ready) == {"a": ("MR95-1", "good"), "b": ("MR96-1", "good")}
+    assert ready.run("cat /etc/acme.d/local.conf; cat /etc/acme.conf").stdout.endswith("timeout = 30\n")
 
 
 def test_an_unhealthy_release_falls_back_after_its_tries(ready: Machine) -> None:
