@@ -11,9 +11,10 @@ demo: $(VENV)/.ready .packages ## the main job in a virtual machine: stage, acti
 	$(RUN) -m vagrant.demo
 
 test: $(VENV)/.ready .packages lint ## all tests (devices, mounts and virtual machines included)
+	@tools/install-system-packages tests bench
 	$(RUN) -m pytest -q -n 2 --dist loadgroup
 
-check: lint ## linters, types, the direction of imports, the docs
+check: lint .packages ## linters, types, the direction of imports, the docs
 	$(RUN) -m pytest -q tests/test_house.py tests/docs
 
 lint: $(VENV)/.ready

@@ -1,7 +1,9 @@
 """All measurements, explained as they come; one line per figure at the end: ``figure NAME VALUE UNIT``.
 
-Needs root (loop devices), about 12 GB in /var/tmp while it runs, and RAUC. Everything it makes goes away, also on
-Ctrl-C. All contenders run at the low priority of our writer, so that other load on the machine meets all alike.
+    python -m bench [stage] [carry] [configuration]
+
+Needs root, about 12 GB in /var/tmp while it runs, RAUC, rpm and GNU patch. Everything it makes goes away,
+also on Ctrl-C. All contenders run at the low priority of our writer, so that other load on the machine meets all alike.
 """
 
 from __future__ import annotations
@@ -10,17 +12,16 @@ import os
 import shutil
 import signal
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench import floor, image, rauc, startup
+from bench import carry, configuration, floor, image, rauc, startup
 from bench.devices import loop_device
 from bench.stage import node, stager
-from bench.timing import Sample, in_turns, seconds, table
+from bench.timing import Figure, Sample, in_turns, said, seconds, table
 
 MIB = 1 << 20
 
@@ -38,22 +39,12 @@ class Extent:
     starts: int = 15
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One figure and what is wanted of it."""
-
-    name: str
-    value: float
-    unit: str
-    wanted: str
-
-
 def measure(extent: Extent, place: Path) -> list[Figure]:
     """Make the images in a directory inside `place`, measure everything, print it; returns the figures."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="updater-bench-", dir=place)))
         tree, private, public = folder / "tree", *image.key_pair(folder)
-        with _said("a root tree, its image, our bundle and RAUC's"):
+        with said("a root tree, its image, our bundle and RAUC's"):
             image.root_tree(tree, extent.content)
             image.ext4(tree, folder / "image", extent.size)
             ours = image.bundle(folder / "image", folder / "ours.bundle", "MR96-1", private)
@@ -61,7 +52,7 @@ def measure(extent: Extent, place: Path) -> list[Figure]:
         data = floor.data_size(ours)
         print(f"  image {extent.size / 1e6:.0f} MB, {data / 1e6:.0f} MB of it in chunks that are not zero")
         print(f"  our bundle {ours.stat().st_size / 1e6:.0f} MB, RAUC's {theirs.stat().st_size / 1e6:.0f} MB")
-        with _said("loop devices, every block written once"):
+        with said("loop devices, every block written once"):
             device, other = (
                 stack.enter_context(loop_device(folder / name, extent.size, filled=True)) for name in ("slot", "other")
             )
@@ -73,7 +64,7 @@ def measure(extent: Extent, place: Path) -> list[Figure]:
             seconds("floor: decompression", floor.unpacker(ours)),
             stager(config, ours),
         ]
-        with _said(f"{extent.turns} turns of RAUC, the two floors and `updater stage`"):
+        with said(f"{extent.turns} turns of RAUC, the two floors and `updater stage`"):
             found = in_turns(contenders, extent.turns)
         print(table({name: sample for name, sample in found.items() if name != "peak"}, "s"))
         print(table({"stage: peak memory": found["peak"]}, "MB"))
@@ -85,7 +76,7 @@ def measure(extent: Extent, place: Path) -> list[Figure]:
 
 def _larger(folder: Path, tree: Path, extent: Extent, private: Path, public: Path) -> float:
     """Peak memory in MB of staging an image several times as large, with as many times the data in it."""
-    with _said(f"an image {extent.larger} times as large, staged once"):
+    with said(f"an image {extent.larger} times as large, staged once"):
         for used in ("image", "rauc/content/rootfs.ext4"):
             (folder / used).unlink()
         image.multiplied(tree, folder / "multiplied", extent.larger)
@@ -120,23 +111,25 @@ def _figures(found: dict[str, Sample], starts: dict[str, Sample], larger: float)
     ]
 
 
-@contextmanager
-def _said(what: str) -> Iterator[None]:
-    print(f"{what} …", flush=True)
-    begun = time.monotonic()
-    yield
-    print(f"  ({time.monotonic() - begun:.1f} s)", flush=True)
+#: What can be measured by itself: `python -m bench carry configuration`.
+PARTS: dict[str, Callable[[Path], list[Figure]]] = {
+    "stage": lambda place: measure(Extent(), place),
+    "carry": lambda place: carry.measure(carry.Extent(), place),
+    "configuration": lambda place: configuration.measure(configuration.Extent(), place),
+}
 
 
-def main() -> None:
-    """Measure and print."""
+def main(*parts: str) -> None:
+    """Measure these parts, or all, and print."""
+    if unknown := set(parts) - PARTS.keys():
+        sys.exit(f"bench: there is no part {unknown.pop()}; there are {', '.join(PARTS)}")
     if os.geteuid() != 0:
-        sys.exit("bench: needs root, for loop devices")
+        sys.exit("bench: needs root, for loop devices and root trees")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.nice(10)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before it begins")
     try:
-        figures = measure(Extent(), Path("/var/tmp"))
+        figures = [figure for part in parts or PARTS for figure in PARTS[part](Path("/var/tmp"))]
     except KeyboardInterrupt:
         sys.exit("bench: interrupted; everything it made is gone")
     print(f"load {os.getloadavg()[0]:.1f} at the end; wanted: {', '.join(f'{f.name} {f.wanted}' for f in figures)}")
@@ -145,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
@@ -25,6 +26,16 @@ class Sample:
 
     def __str__(self) -> str:
         return f"{self.median:8.3f}   min {min(self.values):.3f}   max {max(self.values):.3f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure and what is wanted of it."""
+
+    name: str
+    value: float
+    unit: str
+    wanted: str
 
 
 Contender = Callable[[], Mapping[str, float]]
@@ -54,3 +65,12 @@ def in_turns(contenders: list[Contender], turns: int) -> dict[str, Sample]:
 def table(samples: Mapping[str, Sample], unit: str) -> str:
     """The samples as lines: name, median, extremes."""
     return "\n".join(f"  {name:<34}{sample} {unit}" for name, sample in samples.items())
+
+
+@contextmanager
+def said(what: str) -> Iterator[None]:
+    """Print what goes on now, and afterwards how long it took."""
+    print(f"{what} …", flush=True)
+    begun = time.monotonic()
+    yield
+    print(f"  ({time.monotonic() - begun:.1f} s)", flush=True)

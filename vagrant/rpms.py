@@ -1,8 +1,9 @@
-"""Real packages, made by rpmbuild and signed with keys made for the purpose: for tests and for the demo."""
+"""Real packages, made by rpmbuild and signed with keys of our own, and a small root: for tests, the demo and bench."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,21 @@ def shell(*argv: str | Path, **env: str) -> str:
     done = subprocess.run([*map(str, argv)], capture_output=True, text=True, env={**os.environ, **env})
     assert done.returncode == 0, (argv, done.stdout, done.stderr)
     return done.stdout
+
+
+def shell_root(root: Path) -> None:
+    """Make a root with a shell and nothing else, as a release that was not made of RPM packages."""
+    for name in ("usr/bin", "usr/lib", "usr/lib64", "etc", "proc", "dev", "tmp", "opt", "var/lib"):
+        (root / name).mkdir(parents=True)
+    for name in ("bin", "lib", "lib64"):
+        (root / name).symlink_to(f"usr/{name}")
+    shutil.copy2("/bin/dash", root / "usr/bin/sh")
+    for line in shell("ldd", "/bin/dash").splitlines():
+        for word in line.split():
+            if word.startswith("/"):
+                target = root / word.lstrip("/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(word, target)
 
 
 class Rpms:

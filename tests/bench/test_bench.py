@@ -7,9 +7,11 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
+from bench import carry, configuration
 from bench.__main__ import Extent, measure
 from bench.devices import loop_device
 from bench.timing import Sample, in_turns, table
@@ -59,3 +61,20 @@ def test_every_figure_is_measured_and_nothing_stays(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     assert str(tmp_path) not in subprocess.check_output(["losetup", "--list"], text=True)
     assert str(tmp_path) not in Path("/proc/mounts").read_text()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to install packages")
+def test_carrying_is_measured_against_the_bare_tools_and_nothing_stays() -> None:
+    with TemporaryDirectory() as short:  # gpg's agent listens on a socket in there, whose path cannot be long
+        [figure] = carry.measure(carry.Extent(packages=2, patches=3, turns=1), Path(short))
+        assert list(Path(short).iterdir()) == []
+    assert figure.name == "carry_overhead_pct"
+    assert math.isfinite(figure.value)
+
+
+def test_configuration_is_measured_and_nothing_stays(tmp_path: Path) -> None:
+    figures = configuration.measure(configuration.Extent(files=5, options=100, instances=20, turns=1), tmp_path)
+    assert [figure.name for figure in figures] == ["render_200_files_s", "resolve_tree_s"]
+    assert all(figure.value > 0 for figure in figures)
+    assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from patches.lifetime import Lifetime
 from patches.packages import Packages
 from patches.packages_rpm import database_of
 from patches.registry import Registry
-from vagrant.rpms import Rpms, shell
+from vagrant.rpms import Rpms, shell, shell_root
 
 
 @pytest.fixture(scope="session")
@@ -29,17 +28,7 @@ def rpms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rpms]:
 def plain_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with a shell and nothing else, as a release that was not made of RPM packages."""
     root = tmp_path_factory.mktemp("plain") / "root"
-    for name in ("usr/bin", "usr/lib", "usr/lib64", "etc", "proc", "dev", "tmp", "opt", "var/lib"):
-        (root / name).mkdir(parents=True)
-    for name in ("bin", "lib", "lib64"):
-        (root / name).symlink_to(f"usr/{name}")
-    shutil.copy2("/bin/dash", root / "usr/bin/sh")
-    for line in shell("ldd", "/bin/dash").splitlines():
-        for word in line.split():
-            if word.startswith("/"):
-                target = root / word.lstrip("/")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(word, target)
+    shell_root(root)
     return root
 
 
