@@ -166,6 +166,8 @@ def _unseal(sealed: str, passphrase: str, data: dict[str, Any], name: str) -> di
 
 
 def _canonical(rest: dict[str, Any]) -> bytes:
+    """What the seal vouches for. TOML has no empty tables, so they do not count."""
+    rest = {key: value for key, value in rest.items() if value != {}}
     return json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
 
 

@@ -137,10 +137,11 @@ def test_drift_is_captured_and_carried(cli: Cli, lab: Lab, place: Path) -> None:
 
 
 def test_kept_files_over_two_releases(cli: Cli, lab: Lab, place: Path) -> None:
-    conf, own = place / "conf", place / "own"
-    conf.write_text("mine\n2\n3\n4\nport 1\n")
-    own.write_text("own")
-    name = str(conf).lstrip("/")
+    running, name = place / "node/root", "etc/site/conf"  # the sandbox's running root
+    (running / "etc/site").mkdir(parents=True, exist_ok=True)
+    (running / name).write_text("mine\n2\n3\n4\nport 1\n")
+    (running / "etc/site/own").write_text("own")
+    conf, own = Path("/", name), Path("/etc/site/own")
     cli("keep", "add", conf, own, "--policy", "merge", "--reason", "site rules")
     assert "merge" in cli("keep", "list") and "site rules" in cli("keep", "list")
     first = bundle(lab, place, "MR95-2", {name: "1\n2\n3\n4\nport 1\n"})
@@ -156,10 +157,10 @@ def test_kept_files_over_two_releases(cli: Cli, lab: Lab, place: Path) -> None:
         (root / name).parent.mkdir(parents=True)
         (root / name).write_text("1\n2\n3\n4\nport 1\n")
         keeps = choose_keeps(registry, Release.parse("MR95-2")).keeps
-        counts = stage_keeps(registry, keeps, Path("/"), root, old_slot="b", slot="a", book=book)
+        counts = stage_keeps(registry, keeps, running, root, old_slot="b", slot="a", book=book)
         assert counts == {Fate.OURS: 1, Fate.KEPT: 1}
         assert (root / name).read_text().startswith("mine\n")
-        assert list(changed_since(book, keeps, Path("/"))) == []
+        assert list(changed_since(book, keeps, running)) == []
         assert base_of(registry, "a")(str(conf)) == b"1\n2\n3\n4\nport 1\n"
     cli("keep", "add", conf, "--policy", "merge")
     shown = cli("keep", "diff", second, "--full")
