@@ -22,7 +22,7 @@ COMPATIBLE = "acme-switch"
 IMAGE_SIZE = 560 << 20
 
 #: Seconds within which a slot on trial must be confirmed. Emulation takes about twenty for a boot.
-BOOT_DEADLINE = 75
+BOOT_DEADLINE = 150
 
 NODE_TOML = """\
 name = "lab-1"

@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def lab() -> Lab:
     """A node that gives a release two tries, and is quick to find it unhealthy."""
-    return Lab(tries=2, health=6, deadline=60)
+    return Lab(tries=2, health=6, deadline=110)
 
 
 @pytest.fixture(scope="session")
