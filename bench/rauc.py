@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,15 +66,17 @@ def installer(bundle: Path, device: Path) -> Iterator[Callable[[], object]]:
     folder = bundle.parent
     (folder / "mount").mkdir(exist_ok=True)
     (folder / "running").write_bytes(bytes(4096))
-    (folder / "bus.conf").write_text(_BUS.format(folder=folder))
+    # a unix socket's path may have 107 bytes at most, and the folder's name may be long
+    sockets = Path(tempfile.mkdtemp(prefix="ubus-"))
+    (folder / "bus.conf").write_text(_BUS.format(folder=sockets))
     (folder / "system.conf").write_text(_SYSTEM.format(folder=folder, device=device))
-    reached = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={folder}/bus", "DBUS_STARTER_BUS_TYPE": "system"}
+    reached = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={sockets}/bus", "DBUS_STARTER_BUS_TYPE": "system"}
     running: list[subprocess.Popen[bytes]] = []
     try:
         with (folder / "log").open("wb") as log:
             bus = ["dbus-daemon", f"--config-file={folder}/bus.conf", "--nofork", "--nopidfile"]
             running.append(subprocess.Popen(bus, stdout=log, stderr=log))
-            _until((folder / "bus").exists, running[-1], folder)
+            _until((sockets / "bus").exists, running[-1], folder)
             service = ["rauc", f"--conf={folder}/system.conf", "--override-boot-slot=A", "service"]
             running.append(subprocess.Popen(service, stdout=log, stderr=log, env=reached))
 
@@ -86,6 +90,7 @@ def installer(bundle: Path, device: Path) -> Iterator[Callable[[], object]]:
             process.terminate()
             process.wait()
         subprocess.run(["umount", "--quiet", "--lazy", folder / "mount" / "bundle"], capture_output=True)
+        shutil.rmtree(sockets, ignore_errors=True)
 
 
 def _until(there: Callable[[], bool], process: subprocess.Popen[bytes], folder: Path) -> None:

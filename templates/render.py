@@ -158,7 +158,7 @@ def _work_share(
     try:
         done = run(
             sys.executable, "-I", "-c", _WORKER, *filter(None, sys.path),
-            input=json.dumps(job), timeout=3 * limits.seconds_all, check=False,
+            input=json.dumps(job), timeout=30 + 10 * limits.seconds_all, check=False,
         )  # fmt: skip
         if done.code == 0:
             answers: list[dict[str, Any]] = json.loads(done.stdout)
