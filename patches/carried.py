@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from core.errors import ConfigError
 from core.files import inside
 from core.release import Release
 from patches.files import copy_file
@@ -160,6 +161,27 @@ def stage_keeps(
         ],
     )
     return counts
+
+
+def by_kind(registry: Registry, without: Collection[str]) -> dict[Kind, list[str]]:
+    """The names that are to be left out, sorted by what they name. Raises ConfigError for one that names nothing."""
+    left: dict[Kind, list[str]] = {kind: [] for kind in Kind}
+    for word in without:
+        kinds = [kind for kind in Kind if _knows(registry, kind, word)]
+        if not kinds:
+            raise ConfigError(
+                f"nothing that is carried is called {word}",
+                state="nothing was changed",
+                next=["updater rpm list", "updater patch list", "updater keep list"],
+            )
+        for kind in kinds:
+            left[kind].append(word)
+    return left
+
+
+def _knows(registry: Registry, kind: Kind, word: str) -> bool:
+    names = [entry.name for entry in registry.entries(kind)]
+    return word in names or sum(name.startswith(word) for name in names) == 1
 
 
 def _chosen(

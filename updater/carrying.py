@@ -1,8 +1,8 @@
 """What the operator carries into a release: packages, patches, files and configuration.
 
 All four are decided, and tried on the bundle's own root, before the first byte of a slot is written (`examine`). Then
-each is a step of `stage`, between the image and the boot entry. Files that are edited after staging are copied again
-by `activate`.
+each is a step of `stage`, between the image and the boot entry. What becomes of kept files that are
+edited after staging is in `kept`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from blake3 import blake3
 
-from core.errors import ConfigError, UpdaterError
-from core.faults import point
+from core.errors import ConfigError, ModificationConflict
 from core.journal import Facts, StepRecord
 from core.release import Release
 from core.report import Report
@@ -26,18 +24,9 @@ from core.steps import Step
 from images import sections
 from images.read import Bundle
 from partitions import mounts
-from partitions.boot.state import Slot, other
 from patches import keep, patch
-from patches.carried import (
-    base_of,
-    choose_keeps,
-    choose_patches,
-    earlier_of,
-    note_patches,
-    stage_keeps,
-    take_out,
-)
-from patches.kept_record import changed_since
+from patches.carried import base_of, by_kind, choose_keeps, choose_patches, note_patches
+from patches.kept_paths import Policy
 from patches.lifetime import Decision
 from patches.packages import Packages, outcomes
 from patches.registry import Kind, Registry
@@ -48,9 +37,10 @@ from updater import configuring
 from updater.bundle_root import bundle_root
 from updater.checks import Check
 from updater.checks import examine as examine_checks
+from updater.kept import copy_kept
 from updater.layout import running_root
 from updater.node import Node
-from updater.staging import Target, seal_holds, seal_of
+from updater.staging import Target
 from updater.status import CARRIED
 
 
@@ -109,37 +99,17 @@ def examine(node: Node, bundle: Bundle, without: Collection[str]) -> Examined:
         return Examined()
     release = Release.parse(bundle.manifest.release)
     decisions: list[Decision] = []
+    patched: dict[str, str] = {}
     with Registry.of(node.config.data) as registry, bundle_root(bundle, node.config.data / "scratch") as root:
         left = by_kind(registry, without)
         looks: dict[str, Callable[[], str]] = {
             "packages": lambda: _try_packages(node, registry, release, root, left[Kind.PACKAGE], decisions),
-            "patches": lambda: _try_patches(registry, release, root, left[Kind.PATCH], decisions),
-            "files": lambda: _try_files(node, registry, release, root, left[Kind.FILE], decisions),
+            "patches": lambda: _try_patches(registry, release, root, left[Kind.PATCH], decisions, patched),
+            "files": lambda: _try_files(node, registry, release, root, left[Kind.FILE], decisions, patched),
             "configuration": lambda: _try_configuration(node, bundle, root),
         }
         checks = examine_checks({name: look for name, look in looks.items() if name in kinds})
     return Examined(checks=checks, decisions=decisions, kinds=kinds)
-
-
-def by_kind(registry: Registry, without: Collection[str]) -> dict[Kind, list[str]]:
-    """The names that are to be left out, sorted by what they name. Raises ConfigError for one that names nothing."""
-    left: dict[Kind, list[str]] = {kind: [] for kind in Kind}
-    for word in without:
-        kinds = [kind for kind in Kind if _knows(registry, kind, word)]
-        if not kinds:
-            raise ConfigError(
-                f"nothing that is carried is called {word}",
-                state="nothing was changed",
-                next=["updater rpm list", "updater patch list", "updater keep list"],
-            )
-        for kind in kinds:
-            left[kind].append(word)
-    return left
-
-
-def _knows(registry: Registry, kind: Kind, word: str) -> bool:
-    names = [entry.name for entry in registry.entries(kind)]
-    return word in names or sum(name.startswith(word) for name in names) == 1
 
 
 def _packages(node: Node, registry: Registry) -> Packages:
@@ -163,10 +133,18 @@ def _try_packages(
     return _count(decisions)
 
 
-def _try_patches(registry: Registry, release: Release, root: Path, without: list[str], told: list[Decision]) -> str:
+def _try_patches(
+    registry: Registry,
+    release: Release,
+    root: Path,
+    without: list[str],
+    told: list[Decision],
+    patched: dict[str, str],
+) -> str:
     chosen = choose_patches(registry, release, without)
     reports = patch.check(chosen.patches, root)
     how = {report.name: str(report) for report in reports}
+    patched |= {file.to or file.path: report.name for report in reports for file in report.files}
     told += [
         Decision(kind=each.kind, name=each.name, carried=each.carried, why=how.get(each.name, each.why))
         for each in chosen.decisions
@@ -177,13 +155,21 @@ def _try_patches(registry: Registry, release: Release, root: Path, without: list
 
 
 def _try_files(
-    node: Node, registry: Registry, release: Release, root: Path, without: list[str], told: list[Decision]
+    node: Node,
+    registry: Registry,
+    release: Release,
+    root: Path,
+    without: list[str],
+    told: list[Decision],
+    patched: dict[str, str],
 ) -> str:
     chosen = choose_keeps(registry, release, without)
     fates: dict[str, int] = {}
     conflicts = []
     for kept in keep.check(chosen.keeps, running_root(node.config), root, base_of(registry, node.booted)):
         fates[kept.fate] = fates.get(kept.fate, 0) + 1
+        if kept.path in patched and kept.policy is not Policy.THEIRS:
+            raise _both(kept.path, patched[kept.path], release)
         if kept.fate is keep.Fate.CONFLICT:
             conflicts.append(kept)
         elif kept.fate is not keep.Fate.KEPT:
@@ -192,6 +178,19 @@ def _try_files(
     if conflicts:
         raise keep.conflict(conflicts, str(release))
     return ", ".join(f"{count} {fate}" for fate, count in fates.items()) or "none found"
+
+
+def _both(path: str, name: str, release: Release) -> ModificationConflict:
+    """A file that a patch changes and that is kept too: one of the two would be lost."""
+    return ModificationConflict(
+        f"{path} is both patched and kept in {release}",
+        what=f"patch {name} changes the release's file, and keeping yours would undo it",
+        state="nothing was changed",
+        next=[
+            f"updater keep add {path} --policy theirs    takes the release's, patched",
+            f"updater stage … --without {name}    leaves the patch out this once",
+        ],
+    )
 
 
 def _try_configuration(node: Node, bundle: Bundle, root: Path) -> str:
@@ -323,108 +322,3 @@ class Configure(_CarryStep):
             history.forget()  # the slot was written anew: nothing that was rendered before is in it
             place = configuring.Place(root=root, history=history, slot=slot, running=False)
             return _rendered(node, self.target.bundle, place, shipped)
-
-
-def _book(node: Node, slot: Slot) -> Path:
-    return node.config.data / f"kept-{slot}.zst"
-
-
-def copy_kept(node: Node, slot: Slot, release: Release, without: Collection[str]) -> str:
-    """Copy the kept files of the running system into the slot, and write down what was copied."""
-    with Registry.of(node.config.data) as registry, mounts.mounted(node.device(slot), read_only=False) as root:
-        chosen = choose_keeps(registry, release, by_kind(registry, without)[Kind.FILE])
-        counts = stage_keeps(
-            registry,
-            chosen.keeps,
-            running_root(node.config),
-            root,
-            old_slot=other(slot),
-            slot=slot,
-            book=_book(node, slot),
-        )
-    return _fates(counts)
-
-
-def _fates(counts: dict[keep.Fate, int]) -> str:
-    return ", ".join(f"{count} {fate}" for fate, count in counts.items()) or "none found"
-
-
-# -- edits after staging
-
-
-def copy_again(node: Node, slot: Slot, release: Release, without: Collection[str]) -> str:
-    """Copy the kept files into the slot that has them from staging, and take out those that are gone since.
-
-    Raises ModificationConflict before anything is written.
-    """
-    source, device = running_root(node.config), node.device(slot)
-    with Registry.of(node.config.data) as registry:
-        keeps = choose_keeps(registry, release, by_kind(registry, without)[Kind.FILE]).keeps
-        edited = list(changed_since(_book(node, slot), keeps, source))
-        earlier = earlier_of(registry, slot, edited)
-        with mounts.mounted(device, read_only=True) as root:
-            weighed = keep.check(keeps, source, root, base_of(registry, other(slot)), earlier)
-            conflicts = [kept for kept in weighed if kept.fate is keep.Fate.CONFLICT]
-        if conflicts:
-            raise keep.conflict(conflicts, str(release))
-        with mounts.mounted(device, read_only=False) as root:
-            take_out(edited, earlier, root)
-            book, old = _book(node, slot), other(slot)
-            counts = stage_keeps(registry, keeps, source, root, old_slot=old, slot=slot, book=book, earlier=earlier)
-    return _fates(counts)
-
-
-def edited_since(node: Node, slot: Slot) -> list[str]:
-    """The kept files that were edited after they were staged in the slot, a line each."""
-    record: dict[str, Any] = node.journal.slot(slot)
-    if "seal" not in record or not _book(node, slot).exists() or "files" not in record.get("carried", ()):
-        return []
-    with Registry.of(node.config.data) as registry:
-        without = by_kind(registry, record.get("without", ()))[Kind.FILE]
-        keeps = choose_keeps(registry, Release.parse(record["release"]), without).keeps
-        return [
-            f"{each.path} {each.how}" for each in changed_since(_book(node, slot), keeps, running_root(node.config))
-        ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CopyAgain:
-    """Kept files that were edited after staging go into the staged slot once more, before it is flipped to."""
-
-    node: Node
-    slot: Slot
-    name: str = "files-again"
-
-    def describe(self) -> str:
-        """Which."""
-        edited = edited_since(self.node, self.slot)
-        which = f": {', '.join(edited[:5])}{' …' if len(edited) > 5 else ''}" if edited else ""
-        return f"copy kept files that were edited since{which}"
-
-    def is_done(self, record: StepRecord | None) -> bool:
-        """Nothing differs, and the slot is sealed as it is; or the slot runs, and is past that."""
-        if self.node.booted == self.slot or "seal" not in self.node.journal.slot(self.slot):
-            return True
-        return not edited_since(self.node, self.slot) and seal_holds(self.node, self.slot)
-
-    def before(self) -> Facts:
-        """Nothing to remember."""
-        return {}
-
-    def apply(self, facts: Facts, report: Report) -> str:
-        """Copy, and seal anew."""
-        record = self.node.journal.slot(self.slot)
-        said = copy_again(self.node, self.slot, Release.parse(record["release"]), record.get("without", ()))
-        point("files-again:copied")
-        self.node.journal.set_slot(self.slot, record | {"seal": seal_of(self.node, self.slot, record["seal_size"])})
-        return said
-
-    def undo(self, facts: Facts) -> None:
-        """The copies are right in any case; a slot that was left between copying and sealing gets its seal."""
-        record = self.node.journal.slot(self.slot)
-        if self.node.booted == self.slot or "seal" not in record or seal_holds(self.node, self.slot):
-            return
-        try:
-            self.apply(facts, Report())
-        except UpdaterError:  # then it has to be staged again
-            self.node.journal.set_slot(self.slot, {key: record[key] for key in record if key != "seal"})

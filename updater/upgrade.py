@@ -26,10 +26,11 @@ from images.read import Bundle
 from images.source import without_credentials
 from partitions.boot.state import Slot
 from updater import staging, switching
-from updater.carrying import CopyAgain, Examined, carry_steps, edited_since, examine, fingerprint
+from updater.carrying import Examined, carry_steps, examine, fingerprint
 from updater.checks import Purposes, activate_checks, in_progress, raise_first, rollback_checks, stage_checks
 from updater.execution import Outcome, Plan, execute, locked
 from updater.hooks import hooks
+from updater.kept import CopyAgain, edited_since
 from updater.node import Node
 from updater.verify import undeclared
 from updater.window import Window

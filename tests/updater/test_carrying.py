@@ -96,6 +96,24 @@ def names_of(plan: Plan) -> list[str]:
     return [step["step"] for step in plan.steps]
 
 
+# -- both
+
+
+def test_a_file_that_is_patched_and_kept_is_refused_before_anything_is_written(
+    node: Path, release: Path, registry: Registry
+) -> None:
+    carry_patch(registry)
+    (node.parent / "root/etc/app.conf").write_text(SHIPPED)
+    keep(registry, "/etc")
+    before = look(node)
+    with pytest.raises(ModificationConflict, match=r"/etc/app\.conf is both patched and kept"):
+        stage(node, release)
+    assert look(node) == before
+    keep(registry, "/etc/app.conf", "theirs")  # the nearer entry counts
+    assert stage(node, release) == "done"
+    assert in_slot(node, "/etc/app.conf") == PATCHED
+
+
 # -- patches
 
 
