@@ -12,6 +12,12 @@ from core import faults
 from tests.partitions.fakes import Heard
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "loop" in getattr(item, "fixturenames", ()):  # /dev/loopN is one namespace for the whole machine
+            item.add_marker(pytest.mark.xdist_group("loop"))
+
+
 @pytest.fixture
 def heard() -> Heard:
     return Heard()
@@ -23,7 +29,7 @@ LoopMaker = Callable[..., Path]
 @pytest.fixture
 def loop(tmp_path: Path) -> Iterator[LoopMaker]:
     """``loop(size)`` or ``loop(file=path, offset=..., size=...)`` makes a loop device over a file; returns its path."""
-    made: list[Path] = []
+    made: dict[Path, Path] = {}
 
     def make(size: int | None = None, *, file: Path | None = None, offset: int = 0, direct: bool = True) -> Path:
         backing = file or tmp_path / f"loop{len(made)}.img"
@@ -36,13 +42,20 @@ def loop(tmp_path: Path) -> Iterator[LoopMaker]:
         shown = subprocess.run(
             ["losetup", "--find", "--show", *options, str(backing)], check=True, capture_output=True, text=True
         )
-        made.append(Path(shown.stdout.strip()))
-        return made[-1]
+        made[Path(shown.stdout.strip())] = backing
+        return next(reversed(made))
 
     yield make
-    for device in made:
+    for device, backing in made.items():
         subprocess.run(["umount", "-q", str(device)], check=False)
-        subprocess.run(["losetup", "--detach", str(device)], check=False)
+        # A test may have let the device go itself: by now its number can be somebody else's.
+        if device in (Path(line.split(":", 1)[0]) for line in _loops_over(backing)):
+            subprocess.run(["losetup", "--detach", str(device)], check=False)
+
+
+def _loops_over(backing: Path) -> list[str]:
+    shown = subprocess.run(["losetup", "--associated", str(backing)], capture_output=True, text=True, check=True)
+    return shown.stdout.splitlines()
 
 
 @pytest.fixture
