@@ -122,6 +122,13 @@ class Drifted(UpdaterError):
     kind = "undeclared changes"
 
 
+class CatalogueInvalid(UpdaterError):
+    """A catalogue of migrations does not hold together, or `migrate lint` found errors in it."""
+
+    exit_code = 27
+    kind = "catalogue"
+
+
 class DeviceFailed(UpdaterError):
     """A slot's device fails, vanishes, or does not read back what was written."""
 
@@ -169,6 +176,27 @@ class WindowClosed(UpdaterError):
 
     exit_code = 36
     kind = "window closed"
+
+
+class DatabaseFailed(UpdaterError):
+    """A database cannot be reached or used, or refused a statement."""
+
+    exit_code = 37
+    kind = "database"
+
+
+class MigrationStopped(UpdaterError):
+    """A migration stopped at a point from which it can go on: a lock, a limit, a deadline, a lost connection."""
+
+    exit_code = 38
+    kind = "migration stopped"
+
+
+class MigrationFailed(UpdaterError):
+    """A migration cannot go on by itself: a statement that failed or is half there, or a history that was edited."""
+
+    exit_code = 39
+    kind = "migration failed"
 
 
 class CommandFailed(UpdaterError):
