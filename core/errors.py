@@ -206,6 +206,34 @@ class CommandFailed(UpdaterError):
     kind = "command"
 
 
+class ZduRefused(UpdaterError):
+    """A rule of the zero-downtime upgrade forbids it: what is asked for would put service, calls or money at risk."""
+
+    exit_code = 50
+    kind = "rule"
+
+
+class SiteUnreachable(UpdaterError):
+    """A server of a site cannot be reached, or is not the one that its host key says."""
+
+    exit_code = 51
+    kind = "site unreachable"
+
+
+class GateNotPassed(UpdaterError):
+    """What must be true before a zero-downtime upgrade goes on did not become true in time."""
+
+    exit_code = 52
+    kind = "gate"
+
+
+class FencedOff(UpdaterError):
+    """Another controller holds the run: this one may do nothing any more."""
+
+    exit_code = 53
+    kind = "fenced off"
+
+
 class Interrupted(UpdaterError):
     """Ctrl-C (130) or SIGTERM (143) reached us; the step under way was left in a state that resume understands."""
 

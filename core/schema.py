@@ -29,7 +29,8 @@ def structure(data: Any, shape: type[T]) -> T:
     """Make a `shape` (a dataclass of dataclasses) of plain data. Unknown keys are faults, and nothing is converted
     quietly (the text "5" is no int).
 
-    A dataclass may check itself in ``__post_init__`` by raising ValueError. Raises SchemaError with all faults.
+    A dataclass may check itself in ``__post_init__`` by raising ValueError, or SchemaError for several faults. Raises
+    SchemaError with all faults.
     """
     import cattrs
 
@@ -105,6 +106,8 @@ def _faults(error: BaseException, path: str = "") -> list[str]:
     """Flatten cattrs' tree of exceptions to lines, depth first."""
     import cattrs
 
+    if isinstance(error, SchemaError):  # a dataclass that found several faults in itself
+        return [_join(path, fault) for fault in error.faults]
     if isinstance(error, cattrs.ForbiddenExtraKeysError):
         return [f"{_join(path, key)}: unknown key" for key in sorted(error.extra_fields)]
     if isinstance(error, cattrs.BaseValidationError):

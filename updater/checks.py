@@ -24,13 +24,13 @@ from core.errors import (
 )
 from core.journal import Run
 from core.release import Release
+from core.window import Window
 from images.read import Bundle
 from partitions import disks
 from partitions.boot.state import Slot, is_good, next_boot
 from updater.node import Node
 from updater.staging import seal_holds, size
 from updater.switching import way_back
-from updater.window import Window
 
 #: Bytes that the journal and the boot entry need on their filesystems, with room to spare.
 JOURNAL_ROOM = 4 << 20

@@ -20,6 +20,7 @@ from templates.render import NodeFacts, render
 from templates.store import Author, Store, secrets_in
 from templates.tree import Instance, Tree
 from templates.units import UnitResult, act
+from updater.layout import running_root
 from updater.machine import machine_of
 from updater.node_toml import NodeConfig
 
@@ -104,7 +105,7 @@ def own_instance(config: NodeConfig) -> dict[str, Instance]:
 def place_of(config: NodeConfig, which: Which, root: Path | None = None) -> Iterator[Place]:
     """The root to render into: a directory, the running system, or the other slot, mounted for the while.
 
-    In a sandbox the running system is the directory ``root`` beside its data.
+    In a sandbox the running system is a directory (`running_root`).
     """
     from partitions import mounts
 
@@ -115,10 +116,9 @@ def place_of(config: NodeConfig, which: Which, root: Path | None = None) -> Iter
         name = str(root.resolve()).strip("/").replace("/", "-") or "root"
         yield Place(root=root, history=History(history / f"at-{name}"), slot=slot, running=False)
     elif which == "active":
-        sandbox = config.machine == "sandbox"
-        top = config.data.parent / "root" if sandbox else Path("/")
+        top = running_root(config)
         top.mkdir(exist_ok=True)
-        yield Place(root=top, history=History(history / slot), slot=slot, running=not sandbox)
+        yield Place(root=top, history=History(history / slot), slot=slot, running=config.machine == "host")
     else:
         with mounts.mounted(config.slots[slot].device, read_only=False) as mounted:
             yield Place(root=mounted, history=History(history / slot), slot=slot, running=False)

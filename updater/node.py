@@ -63,14 +63,29 @@ class Node:
 
     @property
     def data_release(self) -> Release | None:
-        """The newest release that has run on the data (None: unknown)."""
+        """The newest release that has run on the data, or migrated it (None: unknown)."""
         text = self.journal.fact("data-release")
+        migrated = self.journal.fact("migrated") or {}
         try:
-            return Release.parse(text) if text else self.release(self.booted)
-        except (ValueError, TypeError) as error:
+            ran = Release.parse(text) if text else self.release(self.booted)
+            by = Release.parse(migrated["release"]) if migrated else None
+            return max((each for each in (ran, by) if each is not None), default=None)
+        except (ValueError, TypeError, KeyError) as error:
             raise NotReady(
                 "the journal does not tell which release the data is at", what=str(error), next="updater doctor"
             ) from error
+
+    def cannot_read(self, software: Release) -> str | None:
+        """Why this software cannot run on the data as it is now, or None."""
+        migrated = self.journal.fact("migrated") or {}
+        oldest = int(migrated.get("readable_from", 0))
+        if software.number < oldest:
+            return (
+                f"the data was migrated for {migrated['release']}, and {software} cannot read it: only MR{oldest} "
+                "and later can"
+            )
+        data = self.data_release
+        return self.policy.forbids_data(software, data) if data is not None else None
 
     @property
     def policy(self) -> Policy:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from core.release import Policy
 from core.schema import load_toml
+from core.sql import Database
 
 DEFAULT_CONFIG = Path("/etc/updater/node.toml")
 
@@ -133,6 +134,35 @@ class StageConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationsConfig:
+    """How data migrations run; seconds. `lock_wait`: longest wait for a lock at each try. `deadline`: of each phase.
+    `max_stall`: how long writers may be held up in all by one phase. `max_lag`, `max_running`: batches pause while a
+    replica is further behind, or the server executes more statements. `backup`: before the blocking phase; a program
+    of the operator's is `backup_command`. `backups`: where backups are kept (empty: in the data directory).
+    """
+
+    lock_wait: float = 1.0
+    deadline: float = 3600.0
+    max_stall: float = 60.0
+    max_lag: float = 30.0
+    max_running: int = 0
+    backup: Literal["none", "snapshot", "command"] = "snapshot"
+    backup_command: tuple[str, ...] = ()
+    backups: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("lock_wait", "deadline", "max_stall", "max_lag"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: must be more than 0 seconds")
+        if self.max_running < 0:
+            raise ValueError("max_running: must not be negative")
+        if (self.backup == "command") != bool(self.backup_command):
+            raise ValueError('backup_command: belongs to backup = "command"')
+        if self.backups is not None and not self.backups.is_absolute():
+            raise ValueError("backups: must be absolute")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SlotsConfig:
     """The two root slots."""
 
@@ -163,6 +193,8 @@ class NodeConfig:
     health: HealthConfig = field(default_factory=HealthConfig)
     hooks: HooksConfig = field(default_factory=HooksConfig)
     stage: StageConfig = field(default_factory=StageConfig)
+    databases: dict[str, Database] = field(default_factory=dict)
+    migrations: MigrationsConfig = field(default_factory=MigrationsConfig)
     policy: Policy = field(default_factory=Policy)
 
     def __post_init__(self) -> None:

@@ -226,7 +226,7 @@ def way_back(node: Node) -> tuple[bool, str]:
         return False, why
     data = node.data_release
     if release is not None and data is not None:
-        forbidden = node.policy.forbids_data(release, data)
+        forbidden = node.cannot_read(release)
         if forbidden:
             return False, forbidden
         return True, f"{release} in slot {slot}, {relation(release, data)}"

@@ -21,6 +21,7 @@ from core.journal import Facts, Run
 from core.release import Release
 from core.report import Report
 from core.steps import Step, describe
+from core.window import Window
 from images.keys import load_trust
 from images.read import Bundle
 from images.source import without_credentials
@@ -33,7 +34,6 @@ from updater.hooks import hooks
 from updater.kept import CopyAgain, edited_since
 from updater.node import Node
 from updater.verify import undeclared
-from updater.window import Window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

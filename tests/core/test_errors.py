@@ -29,6 +29,10 @@ CODES = {
     "RollbackRefused": (35, "rollback refused"),
     "WindowClosed": (36, "window closed"),
     "CommandFailed": (40, "command"),
+    "ZduRefused": (50, "rule"),
+    "SiteUnreachable": (51, "site unreachable"),
+    "GateNotPassed": (52, "gate"),
+    "FencedOff": (53, "fenced off"),
     "Interrupted": (130, "interrupted"),
     "Terminated": (143, "terminated"),
 }

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 import typer
@@ -47,13 +47,21 @@ def _keys(shape: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
     hints = get_type_hints(shape)
     for each in fields(shape):
         kind, name = hints[each.name], f"{path}{each.name}"
+        kind = _without_none(kind)
         inner = get_args(kind)[0] if get_args(kind) and get_args(kind)[-1] is Ellipsis else kind
-        if is_dataclass(inner) and inner is not kind:
+        if get_origin(kind) is dict:
+            yield from _keys(get_args(kind)[1], f"{name}.NAME.")
+        elif is_dataclass(inner) and inner is not kind:
             yield from _keys(inner, f"{name}[].")
         elif is_dataclass(kind):
             yield from _keys(kind, f"{name}.")
         else:
             yield name, _type(kind), _default(each)
+
+
+def _without_none(kind: Any) -> Any:
+    given = [each for each in get_args(kind) if each is not type(None)]
+    return given[0] if type(None) in get_args(kind) else kind
 
 
 def _type(kind: Any) -> str:
@@ -76,6 +84,8 @@ def _default(each: Any) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if value is None:
+        return "none"
     if isinstance(value, tuple):
         return f"[{', '.join(map(_toml, value))}]"
     return f"{value:g}" if isinstance(value, int | float) else f'"{value}"'

@@ -15,13 +15,13 @@ import pytest
 from core.errors import UpdaterError
 from core.journal import Journal
 from core.report import Report
+from core.window import Window
 from tests.updater.crash import die_at, points
 from tests.updater.lab import IMAGE, Lab, do, look
 from updater import upgrade
 from updater.checks import Purposes
 from updater.execution import Plan
 from updater.node import open_node
-from updater.window import Window
 
 Change = Callable[[Path], object]
 

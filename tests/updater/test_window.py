@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from updater.window import Window
+from core.window import Window
 
 times = st.builds(time, st.integers(0, 23), st.integers(0, 59))
 moments = st.datetimes(datetime(2026, 1, 1), datetime(2026, 12, 30))

@@ -133,7 +133,7 @@ def test_power_cut_during_stage_is_resumed(node: Machine, lab: Lab) -> None:
     with Server(bundle.parent) as server:
         url = server.url(bundle.name, guest=True)
         node.run(f"systemd-run --unit=stage /usr/bin/updater --json stage {url}")
-        until(node, lambda: node.run("cat /data/updater/write-progress.json", check=False).code == 0)
+        until(node, lambda: _writes(node), timeout=300)
         node.kill()
         node.start()
         assert node.wait_for_boot().slot == "a"
@@ -146,6 +146,13 @@ def test_power_cut_during_stage_is_resumed(node: Machine, lab: Lab) -> None:
         node.run("updater resume", timeout=300)
     assert states(node) == {"a": ("MR95-1", "good"), "b": ("MR96-1", "staged")}
     assert status(node)["upgrade"] is None
+
+
+def _writes(node: Machine) -> bool:
+    """Whether the stage in the background has come to writing. It looks into the whole image before."""
+    said = node.run("journalctl -u stage --no-pager -o cat; systemctl is-failed --quiet stage", check=False)
+    assert said.code != 0, said.stdout
+    return node.run("cat /data/updater/write-progress.json", check=False).code == 0
 
 
 def test_power_cut_right_after_the_flip_and_while_trying(ready: Machine) -> None:

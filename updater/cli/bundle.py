@@ -52,9 +52,12 @@ def build(
     from images import build as builder
     from images.keys import load_signer
     from images.manifest import moment
+    from migrations.catalogue import load
     from updater.cli.screen import Screen
     from updater.pristine import listed
 
+    if migrations is not None:
+        load(migrations)
     sections = {"migrations": migrations, "templates": templates}
     given = {name: path for name, path in sections.items() if path is not None}
     try:

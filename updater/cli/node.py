@@ -122,8 +122,8 @@ def activate(
 
     Example: updater activate --window 02:00-04:00
     """
+    from core.window import Window
     from updater import upgrade
-    from updater.window import Window
 
     try:
         hours = Window.parse(window) if window else None
@@ -242,7 +242,7 @@ def _wait_for(window: object, report: Report) -> None:
     import time
     from datetime import datetime
 
-    from updater.window import Window
+    from core.window import Window
 
     assert isinstance(window, Window)
     if not window.is_open(datetime.now()):

@@ -29,6 +29,12 @@ class Window:
     def __str__(self) -> str:
         return f"{self.start:%H:%M}-{self.end:%H:%M}"
 
+    @property
+    def seconds(self) -> int:
+        """How long it is."""
+        minutes = (self.end.hour - self.start.hour) * 60 + self.end.minute - self.start.minute
+        return minutes % (24 * 60) * 60
+
     def is_open(self, now: datetime) -> bool:
         """Whether `now` (local time) lies in the window."""
         at = now.time()
