@@ -1,8 +1,9 @@
 """All measurements, explained as they come; one line per figure at the end: ``figure NAME VALUE UNIT``.
 
-    python -m bench [stage] [carry] [configuration]
+    python -m bench [stage] [carry] [configuration] [migrations]
 
-Needs root, about 12 GB in /var/tmp while it runs, RAUC, rpm and GNU patch. Everything it makes goes away,
+Needs root, about 12 GB in /var/tmp while it runs, RAUC, rpm, GNU patch, MariaDB, PostgreSQL and
+percona-toolkit. Everything it makes goes away,
 also on Ctrl-C. All contenders run at the low priority of our writer, so that other load on the machine meets all alike.
 """
 
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench import carry, configuration, floor, image, rauc, startup
+from bench import carry, configuration, floor, image, migrations, rauc, startup
 from bench.devices import loop_device
 from bench.stage import node, stager
 from bench.timing import Figure, Sample, in_turns, said, seconds, table
@@ -116,6 +117,7 @@ PARTS: dict[str, Callable[[Path], list[Figure]]] = {
     "stage": lambda place: measure(Extent(), place),
     "carry": lambda place: carry.measure(carry.Extent(), place),
     "configuration": lambda place: configuration.measure(configuration.Extent(), place),
+    "migrations": lambda place: migrations.measure(migrations.Extent(), place),
 }
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import pwd
 import shlex
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,85 @@ def run(
             what=[line, *_tail(result.stderr or result.stdout)],
         )
     return result
+
+
+class Started:
+    """A program that goes on beside us. `pid` is its process, and its process group."""
+
+    def __init__(self, pid: int, process: Any) -> None:
+        self.pid = pid
+        self._process = process
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return bool(self._process.is_alive()[0])
+
+    def end(self, how: signal.Signals = signal.SIGTERM, *, wait: float = 10) -> None:
+        """Send the signal to its group, and SIGKILL if that has not ended it within `wait` seconds."""
+        self._send(how)
+        until = time.monotonic() + wait
+        while self.running and time.monotonic() < until:
+            time.sleep(0.005)
+        self._send(signal.SIGKILL)
+        with suppress(Exception):  # only to reap it: its exit code is the signal's
+            self._process.wait()
+
+    def _send(self, how: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            if self.running:  # an ended one's number may be another's by now
+                os.killpg(self.pid, how)
+
+
+@contextmanager
+def started(
+    *argv: str | os.PathLike[str],
+    log_file: Path,
+    user: str | None = None,
+    dies_with_us: signal.Signals = signal.SIGKILL,
+    end: signal.Signals = signal.SIGTERM,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Started]:
+    """A program that runs while the context is held, and gets `dies_with_us` when our process (or the thread that
+    entered the context) dies in any way. Its output goes to `log_file`. `user`: whom it runs as, when we are root.
+
+    Raises CommandFailed when it is missing. That it went well is for the caller to find out.
+    """
+    import sh
+
+    words = [os.fspath(word) for word in argv]
+    drop = []
+    if user is not None and os.geteuid() == 0:
+        entry = pwd.getpwnam(user)
+        drop = [f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--init-groups"]
+    search = ENVIRONMENT["PATH"].split(":")
+    try:
+        sh.Command(words[0], search)  # asked here: setpriv would only put it into the log
+        setpriv: Any = sh.Command("setpriv", search)
+        running = setpriv(
+            *drop,
+            f"--pdeathsig={dies_with_us.name.removeprefix('SIG')}",
+            "--",
+            *words,
+            _bg=True,
+            _bg_exc=False,
+            _new_group=True,
+            _tty_out=False,
+            _env={**ENVIRONMENT, **(env or {})},
+            _in="",
+            _ok_code=range(256),
+            _return_cmd=True,
+            _out=str(log_file),
+            _err_to_out=True,
+        )
+    except sh.CommandNotFound as error:
+        raise CommandFailed(f"{error} is not installed", what=shlex.join(words)) from error
+    log.debug("%s  # started, process %d", shlex.join(words), running.pid)
+    program = Started(running.pid, running.process)
+    try:
+        yield program
+    finally:
+        program.end(end)
 
 
 def _text(raw: bytes) -> str:

@@ -6,6 +6,7 @@ Placeholders are ``%s`` for every engine. Statements without parameters pass thr
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -37,6 +38,7 @@ class Reason(StrEnum):
     LOCKED = "locked"  # a lock was not granted in time
     DEADLOCK = "deadlock"  # the server took the transaction back
     OVERRAN = "overran"  # the statement took longer than it was allowed to
+    KILLED = "killed"  # somebody had the statement broken off; the connection lives
     READ_ONLY = "read-only"
     FULL = "full"
     EXISTS = "exists"  # what the statement makes is there already
@@ -146,7 +148,7 @@ class Connection:
         """Run one statement to its end. Raises SqlError with what the server said."""
         with _translated(self.database, statement):
             if self.engine is Engine.SQLITE:
-                cursor = self.raw.execute(statement.replace("%s", "?") if values else statement, tuple(values))
+                cursor = self.raw.execute(_question_marks(statement) if values else statement, tuple(values))
             else:
                 cursor = self.raw.cursor()
                 cursor.execute(statement, tuple(values) if values else None)
@@ -184,7 +186,7 @@ def _open_mariadb(database: Database) -> Any:
         **where,
         **tls,
         user=database.user or None,
-        password=database.password(),
+        password=database.password().encode(),  # PyMySQL itself would take Latin-1
         database=database.database,
         charset="utf8mb4",
         autocommit=True,
@@ -224,6 +226,11 @@ def _open_sqlite(database: Database) -> Any:
     return raw
 
 
+def _question_marks(statement: str) -> str:
+    """Placeholders as SQLite has them; ``%%`` is a per cent sign, as with the other drivers."""
+    return re.sub("%([s%])", lambda found: "?" if found[1] == "s" else "%", statement)
+
+
 def _quoted(path: Path) -> str:
     from urllib.parse import quote
 
@@ -239,14 +246,15 @@ _OPEN: Final = {
 _MARIADB: Final = {
     **dict.fromkeys((1040, 2002, 2003, 2005), Reason.UNREACHABLE),
     **dict.fromkeys((1044, 1045, 1142, 1143, 1227, 1370, 1698), Reason.DENIED),
-    **dict.fromkeys((1053, 1077, 1079, 1152, 1158, 1159, 1160, 1161, 1184, 1317, 1927, 2006, 2013), Reason.GONE),
+    **dict.fromkeys((1053, 1077, 1079, 1152, 1158, 1159, 1160, 1161, 1184, 1927, 2006, 2013), Reason.GONE),
     **dict.fromkeys((1205, 1637), Reason.LOCKED),
     1213: Reason.DEADLOCK,
+    1317: Reason.KILLED,
     **dict.fromkeys((1969, 3024), Reason.OVERRAN),
     **dict.fromkeys((1036, 1290, 1792, 1836), Reason.READ_ONLY),
     **dict.fromkeys((1021, 1030, 1114, 1041), Reason.FULL),
-    **dict.fromkeys((1007, 1022, 1050, 1060, 1061, 1068, 1304, 1359, 1826), Reason.EXISTS),
-    **dict.fromkeys((1008, 1049, 1051, 1054, 1072, 1091, 1146, 1176, 1305, 1360), Reason.MISSING),
+    **dict.fromkeys((1007, 1022, 1050, 1060, 1061, 1068, 1304, 1359, 1517, 1826), Reason.EXISTS),
+    **dict.fromkeys((1008, 1049, 1051, 1054, 1072, 1091, 1146, 1176, 1305, 1360, 1507), Reason.MISSING),
     **dict.fromkeys((1221, 1845, 1846), Reason.REFUSED),
     **dict.fromkeys((1064, 1149), Reason.SYNTAX),
 }
@@ -257,11 +265,14 @@ _POSTGRESQL: Final = {
     "57P01": Reason.GONE,
     "57P02": Reason.GONE,
     "57P03": Reason.UNREACHABLE,
+    "57P05": Reason.GONE,
+    "25P03": Reason.GONE,
     "53300": Reason.UNREACHABLE,
     "28": Reason.DENIED,
     "3D000": Reason.MISSING,
     "42501": Reason.DENIED,
     "55P03": Reason.LOCKED,
+    "55006": Reason.LOCKED,
     "40P01": Reason.DEADLOCK,
     "40001": Reason.DEADLOCK,
     "57014": Reason.OVERRAN,
@@ -270,9 +281,13 @@ _POSTGRESQL: Final = {
     "42P07": Reason.EXISTS,
     "42701": Reason.EXISTS,
     "42710": Reason.EXISTS,
+    "42P06": Reason.EXISTS,
+    "42723": Reason.EXISTS,
     "42P01": Reason.MISSING,
     "42703": Reason.MISSING,
     "42704": Reason.MISSING,
+    "42883": Reason.MISSING,
+    "3F000": Reason.MISSING,
     "42601": Reason.SYNTAX,
 }
 
@@ -285,6 +300,7 @@ _SQLITE: Final = {
     "SQLITE_READONLY": Reason.READ_ONLY,
     "SQLITE_FULL": Reason.FULL,
     "SQLITE_IOERR": Reason.FULL,
+    "SQLITE_INTERRUPT": Reason.OVERRAN,
 }
 
 

@@ -40,6 +40,11 @@ class Window:
         at = now.time()
         return self.start <= at < self.end if self.start < self.end else at >= self.start or at < self.end
 
+    def closes(self, now: datetime) -> datetime:
+        """When the window closes next after `now` (local time)."""
+        today = now.replace(hour=self.end.hour, minute=self.end.minute, second=0, microsecond=0)
+        return today if today > now else today + timedelta(days=1)
+
     def opens(self, now: datetime) -> datetime:
         """When the window opens next after `now` (local time)."""
         today = now.replace(hour=self.start.hour, minute=self.start.minute, second=0, microsecond=0)

@@ -21,6 +21,7 @@ from core.errors import CatalogueInvalid
 from core.files import inside
 from core.schema import SchemaError, structure
 from core.sql import Engine
+from migrations.phase import Phase as Phase
 from migrations.text import Piece, SqlUnreadable, single, split
 
 T = TypeVar("T")
@@ -30,14 +31,6 @@ _RELEASE = re.compile(r"MR(0|[1-9][0-9]{0,5})")
 
 #: The file that says what the databases are.
 ABOUT: Final = "catalogue.toml"
-
-
-class Phase(StrEnum):
-    """When a migration runs."""
-
-    NON_BLOCKING = "non-blocking"  # at the end of stage, while the old release serves
-    BLOCKING = "blocking"  # in activate, in the window, just before the flip
-    CLEANUP = "cleanup"  # when the previous release is no longer a way back
 
 
 class Strategy(StrEnum):

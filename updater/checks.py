@@ -108,15 +108,19 @@ def stage_checks(node: Node, bundle: Bundle, slot: Slot, purposes: Purposes) -> 
     )
 
 
-def activate_checks(node: Node, slot: Slot, *, window: Window | None, accept_no_rollback: bool) -> list[Check]:
-    """All checks of `activate`, in the order they are shown."""
+def activate_checks(
+    node: Node, slot: Slot, *, window: Window | None, accept_no_rollback: bool, readable_from: int = 0
+) -> list[Check]:
+    """All checks of `activate`, in the order they are shown. `readable_from`: the oldest release that can read what the
+    migrations make of the data.
+    """
     return examine(
         {
             "rights": root,
             "run": lambda: none_open(node, "activate"),
             f"slot {slot}": lambda: _activatable(node, slot),
             "boot environment": lambda: boot_usable(node),
-            "way back": lambda: _way_back_accepted(node, slot, accept_no_rollback),
+            "way back": lambda: _way_back_accepted(node, slot, accept_no_rollback, readable_from),
             "window": lambda: _in_window(window),
         }
     )
@@ -194,6 +198,7 @@ def _release(node: Node, bundle: Bundle, purposes: Purposes) -> str:
             next="install one of these first",
         )
     downgrade = policy.forbids_downgrade(current, target, node.data_release or current, on_purpose=purposes.downgrade)
+    downgrade = downgrade or (node.cannot_read(target) if target < current else None)
     if downgrade:
         mend = "stage a release that reads this data" if purposes.downgrade else "--allow-downgrade    if you mean it"
         raise Incompatible(downgrade, next=mend)
@@ -289,18 +294,23 @@ def _activatable(node: Node, slot: Slot) -> str:
     return f"{node.release(slot)}, staged and verified"
 
 
-def _way_back_accepted(node: Node, slot: Slot, accept: bool) -> str:
+def _way_back_accepted(node: Node, slot: Slot, accept: bool, readable_from: int) -> str:
     target, current = node.release(slot), node.release(node.booted)
     if target is None or current is None:
         return "not known: a release is unknown"
-    forbidden = node.policy.forbids_data(target, node.data_release or current)
+    forbidden = node.cannot_read(target)
     if forbidden:
         raise Incompatible(forbidden, next="updater stage BUNDLE    of a release that reads this data")
-    if node.policy.adjoining(target, current):
+    lost = ""
+    if not node.policy.adjoining(target, current):
+        lost = "they do not adjoin"
+    elif current.number < readable_from:
+        lost = f"its migrations leave data that only MR{readable_from} and later can read"
+    if not lost:
         return f"yes ({current} reads the data of {target})"
     if not accept:
         raise RollbackRefused(
-            f"there is no way back from {target} to {current}: they do not adjoin",
+            f"there is no way back from {target} to {current}: {lost}",
             next="--accept-no-rollback    if you mean it",
         )
     return "no (accepted)"

@@ -76,6 +76,10 @@ def _close_if_untouched(node: Node, run: Run, steps: Sequence[Step], report: Rep
     begun = node.journal.steps(run)
     if "reboot" in begun:
         return  # the new slot may run by now: only a health check or a person decides
+    if "migrate-blocking" in begun:
+        error.state = error.state or f"nothing was flipped: slot {node.booted} is in service and boots next"
+        error.next = error.next or ("updater resume", "updater abort    stays with this release")
+        return
     if run.verb == "stage" and "mark" in begun:
         if not error.next:
             error.next = ("updater resume    keeps what is written and verified", "updater abort")

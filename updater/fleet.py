@@ -8,7 +8,6 @@ configuration itself when it is back (``updater config pull``).
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import CommandFailed, NotReady
-
-#: Largest answer that is read from a server, in bytes.
-_LARGEST_ANSWER = 64 << 20
+from core.ssh import Address, Fault, Hop, Line, SshError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,68 +113,31 @@ def _apply_one(server: Server, document: str, ssh: Ssh) -> ServerReport:
 
 def _talk(server: Server, words: list[str], said: str, ssh: Ssh) -> tuple[int, str, str]:
     """Run a command there with `said` on its standard input. Raises NotReady where no connection comes about."""
-    import paramiko
-    from fabric import Config, Connection
-    from invoke.exceptions import UnexpectedExit
-
     user, _, host = server.host.rpartition("@")
-    arguments: dict[str, Any] = {"key_filename": str(ssh.key), "look_for_keys": False} if ssh.key else {}
-    connection = Connection(
-        host,
-        user=user or ssh.user,
-        port=ssh.port,
-        config=Config(overrides={"load_ssh_configs": False}),
-        connect_timeout=int(ssh.connect),
-        connect_kwargs={**arguments, "allow_agent": ssh.key is None, "banner_timeout": ssh.connect},
-    )
-    # Fabric would accept any key of a host; ours must be known.
-    connection.client.set_missing_host_key_policy(paramiko.RejectPolicy())
+    target = Hop(host=host, user=user or ssh.user, port=ssh.port)
+    line = Line(Address(target=target, key=ssh.key, known_hosts=ssh.known_hosts, connect=ssh.connect))
     try:
-        connection.client.load_system_host_keys(str(ssh.known_hosts))
-        connection.open()
-        channel = connection.transport.open_session(timeout=ssh.connect)
-        channel.settimeout(ssh.silence)
-        channel.exec_command(shlex.join(words))
-        return _exchange(channel, said.encode())
-    except (OSError, EOFError, paramiko.SSHException, UnexpectedExit) as error:
+        done = line.run(words, said.encode(), silence=ssh.silence)
+    except SshError as error:
+        if error.fault is Fault.ENDLESS:
+            raise CommandFailed("the server's answer has no end", state="what it did is not known") from error
+        begun = error.fault in (Fault.LOST, Fault.OVERRAN)
         raise NotReady(
             f"{server.name} cannot be reached over SSH",
-            what=f"{user or ssh.user}@{host}:{ssh.port}: {error or type(error).__name__}",
-            state="nothing was changed there",
+            what=f"{error.where}: {error.text}",
+            state=f"what it did is not known: {error.fault}" if begun else "nothing was changed there",
             next=[
-                f"ssh -p {ssh.port} {user or ssh.user}@{host}    says more",
-                f"ssh-keyscan {host} >> {ssh.known_hosts}    after comparing the key, if the host is new",
+                f"ssh -p {ssh.port} {target.user}@{target.host}    says more",
+                f"ssh-keyscan {target.host} >> {ssh.known_hosts}    after comparing the key, if the host is new",
             ],
         ) from error
     finally:
-        connection.close()
-
-
-def _exchange(channel: Any, said: bytes) -> tuple[int, str, str]:
-    """Send, while reading whatever comes back: neither side waits for the other for ever."""
-    from threading import Thread
-
-    def send() -> None:
-        try:
-            channel.sendall(said)
-            channel.shutdown_write()
-        except OSError:  # it has ended without listening; its exit code says why
-            pass
-
-    sender = Thread(target=send, daemon=True)
-    sender.start()
-    parts: dict[str, list[bytes]] = {"out": [], "err": []}
-    reader = Thread(target=lambda: parts["err"].append(channel.makefile_stderr("rb").read(1 << 20)), daemon=True)
-    reader.start()
-    size = 0
-    while part := channel.recv(1 << 16):
-        size += len(part)
-        if size > _LARGEST_ANSWER:
-            raise CommandFailed("the server's answer has no end", state="what it did is not known")
-        parts["out"].append(part)
-    reader.join(5)
-    code = channel.recv_exit_status()
-    return code, b"".join(parts["out"]).decode(errors="replace"), b"".join(parts["err"]).decode(errors="replace")
+        line.close()
+    return (
+        (-1 if done.code is None else done.code),
+        done.out.decode(errors="replace"),
+        done.err.decode(errors="replace"),
+    )
 
 
 def _answer(out: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from partitions import disks, mounts, slots, write
 from partitions.boot.backend import open_backend
 from partitions.boot.state import Slot, SlotState, mark_bad
 from patches.files import copy_into
-from updater import pristine
+from updater import catalogues, pristine
 from updater.layout import boot_layout
 from updater.node import Node
 from updater.progress import note_progress
@@ -254,9 +254,10 @@ class Seal(_SlotStep):
         return record is not None and self.target.sealed()
 
     def apply(self, facts: Facts, report: Report) -> str:
-        """Read the slot once more and record its identity; keep the list of the release's files, for `verify`."""
+        """Read the slot once more and record its identity; keep what later verbs need of the bundle."""
         manifest = self.target.bundle.manifest
         pristine.keep(self.target.node.config, self.target.slot, self.target.bundle)
+        catalogues.keep(self.target.node, self.target.slot, self.target.bundle)
         seal = seal_of(self.target.node, self.target.slot, manifest.image.size, self.target.rate_limit)
         self.target.node.journal.set_slot(
             self.target.slot,

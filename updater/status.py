@@ -85,10 +85,11 @@ class Status:
 
 #: Steps of each verb in their order, hooks left out, for "step 2 of 7". Kept beside the stories by a test.
 CARRIED = ("packages", "patches", "files", "configuration")
-_ONLY_IF_CARRIED = (*CARRIED, "files-again")
+#: These are steps only where the plan has something for them.
+_OPTIONAL = (*CARRIED, "files-again", "migrate", "backup", "migrate-blocking")
 STEPS = {
-    "stage": ("mark", "write", "verify", "grow", *CARRIED, "carry", "entry", "seal"),
-    "activate": ("files-again", "flip", "reboot", "health", "confirm"),
+    "stage": ("mark", "write", "verify", "grow", *CARRIED, "carry", "entry", "seal", "migrate"),
+    "activate": ("files-again", "backup", "migrate-blocking", "flip", "reboot", "health", "confirm"),
     "rollback": ("flip-back", "reboot"),
 }
 
@@ -191,8 +192,8 @@ def _upgrade(node: Node) -> Upgrade | None:
     run = node.journal.open_run()
     if run is None:
         return None
-    carried = run.plan.get("carried", ())
-    names = tuple(name for name in STEPS.get(run.verb, ()) if name not in _ONLY_IF_CARRIED or name in carried)
+    planned = [*run.plan.get("carried", ()), *run.plan.get("migrates", ())]
+    names = tuple(name for name in STEPS.get(run.verb, ()) if name not in _OPTIONAL or name in planned)
     step = _current_step(node, run, names)
     under_way = _is_locked(node)
     waits = step == "reboot" and node.journal.fact("flip-boot") == _try(node.machine.boot_id, [])

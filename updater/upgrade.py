@@ -1,8 +1,8 @@
 """The story of one node's upgrade.
 
     stage     verify the bundle → mark the slot bad → write → read back → grow → packages → patches → files →
-              configuration → boot entry → staged
-    activate  flip to *trying* → reboot → health → good
+              configuration → boot entry → staged → non-blocking migrations
+    activate  blocking migrations → flip to *trying* → reboot → health → good
     rollback  flip back → reboot
     confirm   what runs after every boot: goes on with activate or rollback, or notes that the node fell back
 
@@ -25,13 +25,15 @@ from core.window import Window
 from images.keys import load_trust
 from images.read import Bundle
 from images.source import without_credentials
+from migrations.catalogue import Phase
 from partitions.boot.state import Slot
-from updater import staging, switching
+from updater import migrating, staging, switching
 from updater.carrying import Examined, carry_steps, examine, fingerprint
 from updater.checks import Purposes, activate_checks, in_progress, raise_first, rollback_checks, stage_checks
 from updater.execution import Outcome, Plan, execute, locked
 from updater.hooks import hooks
 from updater.kept import CopyAgain, edited_since
+from updater.migrating import Migrate, blocking_steps
 from updater.node import Node
 from updater.verify import undeclared
 
@@ -51,8 +53,8 @@ class Wishes:
 # -- the stories
 
 
-def stage_steps(node: Node, target: staging.Target) -> list[Step]:
-    """Put a release into the inactive slot."""
+def stage_steps(node: Node, target: staging.Target, databases: Collection[str] = ()) -> list[Step]:
+    """Put a release into the inactive slot, and migrate what can be migrated while the old one serves."""
     facts = node.facts() | {"target": target.slot, "target_release": target.bundle.manifest.release}
     return [
         *hooks(node.config.hooks, "before-stage", facts),
@@ -64,16 +66,28 @@ def stage_steps(node: Node, target: staging.Target) -> list[Step]:
         staging.Carry(target=target),
         staging.BootEntry(target=target),
         staging.Seal(target=target),
+        *([Migrate(target=target, databases=tuple(databases))] if databases else []),
         *hooks(node.config.hooks, "after-stage", facts),
     ]
 
 
-def activate_steps(node: Node, slot: Slot, by_hand: bool, carried: Collection[str] = ()) -> list[Step]:
-    """Boot the staged slot, and keep it if it is healthy. `carried`: "files-again" if kept files were edited since."""
+def activate_steps(
+    node: Node,
+    slot: Slot,
+    by_hand: bool,
+    *,
+    carried: Collection[str] = (),
+    databases: Collection[str] = (),
+    window: Window | None = None,
+) -> list[Step]:
+    """Boot the staged slot, and keep it if it is healthy. `carried`: "files-again" if kept files were edited since.
+    `databases`: those with something left to migrate.
+    """
     facts = node.facts() | {"target": slot, "target_release": str(node.release(slot) or "")}
     return [
         *hooks(node.config.hooks, "before-activate", facts),
         *([CopyAgain(node=node, slot=slot)] if "files-again" in carried else []),
+        *blocking_steps(node, slot, tuple(databases), window),
         switching.Flip(node=node, slot=slot),
         *hooks(node.config.hooks, "after-activate", facts),
         switching.Reboot(node=node, slot=slot, by_hand=by_hand),
@@ -100,9 +114,16 @@ def steps_of(node: Node, run: Run, bundle: Bundle | None = None) -> list[Step]:
     plan = run.plan
     if run.verb == "stage":
         assert bundle is not None
-        return stage_steps(node, _target(node, plan, bundle))
+        return stage_steps(node, _target(node, plan, bundle), plan.get("databases", ()))
     if run.verb == "activate":
-        return activate_steps(node, plan["slot"], plan["by_hand"], plan.get("carried", ()))
+        return activate_steps(
+            node,
+            plan["slot"],
+            plan["by_hand"],
+            carried=plan.get("carried", ()),
+            databases=plan.get("databases", ()),
+            window=Window.parse(plan["window"]) if plan.get("window") else None,
+        )
     return rollback_steps(node, plan["slot"], plan["by_hand"])
 
 
@@ -116,20 +137,26 @@ def plan_stage(node: Node, bundle: Bundle, source: str, wishes: Wishes) -> Plan:
     """
     slot = node.inactive
     checks = stage_checks(node, bundle, slot, wishes.purposes)
-    examined = Examined()
+    examined, due = Examined(), migrating.Examined()
     if all(check.error is None for check in checks):
         examined = examine(node, bundle, wishes.without)
+        due = migrating.examine_bundle(node, bundle)
         checks += undeclared(node)
-    record = _stage_plan(node, bundle, source, wishes, examined)
+    record = _stage_plan(node, bundle, source, wishes, examined, due)
     target = _target(node, record, bundle)
     return Plan(
         verb="stage",
         title=f"{node.release(node.booted) or 'unknown'} → {bundle.manifest.release} on {node.config.name}",
-        checks=[*checks, *examined.checks],
-        decisions=examined.decisions,
+        checks=[*checks, *examined.checks, *due.checks],
+        decisions=[*examined.decisions, *due.decisions],
         record=record,
-        steps=describe([*stage_steps(node, target), *activate_steps(node, slot, by_hand=False)]),
-        way_back=_way_back_over(node, bundle.manifest.release, node.booted),
+        steps=describe(
+            [
+                *stage_steps(node, target, due.databases),
+                *activate_steps(node, slot, by_hand=False, databases=due.of(Phase.BLOCKING)),
+            ]
+        ),
+        way_back=_way_back_over(node, bundle.manifest.release, node.booted, due.readable_from),
     )
 
 
@@ -140,13 +167,27 @@ def plan_activate(
     slot = node.inactive
     release = node.release(slot)
     carried = ["files-again"] if edited_since(node, slot) else []
+    due = migrating.examine_slot(node, slot, window)
+    databases = due.of(*migrating.BEFORE_FLIP)
+    steps = activate_steps(node, slot, by_hand, carried=carried, databases=databases, window=window)
+    checks = activate_checks(
+        node, slot, window=window, accept_no_rollback=accept_no_rollback, readable_from=due.readable_from
+    )
     return Plan(
         verb="activate",
         title=f"{node.release(node.booted) or 'unknown'} → {release or 'unknown'} on {node.config.name}",
-        checks=activate_checks(node, slot, window=window, accept_no_rollback=accept_no_rollback),
-        record={"slot": slot, "by_hand": by_hand, "carried": carried},
-        steps=describe(activate_steps(node, slot, by_hand, carried)),
-        way_back=_way_back_over(node, str(release or ""), node.booted),
+        checks=[*checks, *due.checks],
+        decisions=due.decisions,
+        record={
+            "slot": slot,
+            "by_hand": by_hand,
+            "carried": carried,
+            "databases": databases,
+            "migrates": [step.name for step in blocking_steps(node, slot, tuple(databases), window)],
+            "window": str(window or ""),
+        },
+        steps=describe(steps),
+        way_back=_way_back_over(node, str(release or ""), node.booted, due.readable_from),
     )
 
 
@@ -251,7 +292,9 @@ def _is_staged(node: Node, bundle: Bundle, wishes: Wishes) -> bool:
     )
 
 
-def _stage_plan(node: Node, bundle: Bundle, source: str, wishes: Wishes, examined: Examined) -> Facts:
+def _stage_plan(
+    node: Node, bundle: Bundle, source: str, wishes: Wishes, examined: Examined, due: migrating.Examined
+) -> Facts:
     return {
         "source": bundle.name if "://" in source else str(Path(source).resolve()),
         "release": bundle.manifest.release,
@@ -262,6 +305,8 @@ def _stage_plan(node: Node, bundle: Bundle, source: str, wishes: Wishes, examine
         "carry": [str(path) for path in node.config.stage.carry],
         "carried": examined.kinds,
         "packages": examined.packages,
+        "databases": due.databases,
+        "migrates": ["migrate"] if due.databases else [],
         "without": list(wishes.without),
         "fingerprint": fingerprint(node),
     }
@@ -282,7 +327,7 @@ def _target(node: Node, plan: Facts, bundle: Bundle) -> staging.Target:
     )
 
 
-def _way_back_over(node: Node, release: str, slot: Slot) -> str:
+def _way_back_over(node: Node, release: str, slot: Slot, readable_from: int) -> str:
     current = node.release(slot)
     try:
         target = Release.parse(release)
@@ -290,6 +335,8 @@ def _way_back_over(node: Node, release: str, slot: Slot) -> str:
         return "not known: the release is unknown"
     if current is None:
         return "not known: the running release is unknown"
+    if current.number < readable_from:
+        return f"until its blocking migrations begin; then none: only MR{readable_from} and later read the data"
     if node.policy.adjoining(target, current):
         return "at every step: the old slot stays whole and reads the new data (adjoining). No point of no return"
     return f"until {target} is confirmed; then none: {current} and {target} do not adjoin"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core.run import run
-from vagrant import own
+from vagrant import data, own
 from vagrant.node import COMPATIBLE, IMAGE_SIZE, Lab
 from vagrant.qemu import Machine, MachineError
 from vagrant.serve import Server
@@ -127,6 +127,8 @@ def _demo(work: Path, table: Table) -> None:
             output = bundles / f"{release.lower()}.bundle"
             words = f"{UPDATER} bundle build {output} --release {release} --compatible {COMPATIBLE} --tree {tree}"
             words += f" --size {IMAGE_SIZE} --kernel /boot/vmlinuz --initrd /boot/initrd.img --level 3"
+            if data.catalogue(release, work / "migrations" / release):
+                words += f" --migrations {work / 'migrations' / release}"
             run(*words.split(), "--key", lab.keys / "release.pem", timeout=600)
             print(run(UPDATER, "bundle", "inspect", output).stdout, flush=True)
             said.append(f"{output.stat().st_size >> 20} MiB")
@@ -155,13 +157,15 @@ def _on_the_node(node: Node, server: Server, table: Table) -> None:
         node.updater("activate")
         node.expect("b")
         node.updater("status")
-        for line in own.seen(node.machine):
+        for line in [*own.seen(node.machine), data.seen(node.machine, "MR96-1")]:
             print(f"  seen inside: {line}")
+        node.updater("migrate status")
         said.append(node.brief())
     with table.phase("roll back to MR95-1") as said:
         node.updater("rollback")
         node.expect("a")
         node.updater("status")
+        print(f"  seen inside: {data.seen(node.machine, 'MR95-1')}")
         said.append(node.brief())
     with table.phase("forward to MR96-1 again") as said:
         node.updater("activate")
@@ -180,6 +184,7 @@ def _on_the_node(node: Node, server: Server, table: Table) -> None:
                 raise DemoError(f"try {number} booted slot {boot.slot}")
         node.expect("b")
         node.updater("status")
+        print(f"  seen inside: {data.seen(node.machine, 'MR96-1')}")
         said.append(node.brief())
     with table.phase("rollback is refused, with the reason"):
         text = node.updater("rollback", expect=35)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from core.report import Report
@@ -13,7 +14,7 @@ from images.keys import Trust, generate, load_signer, load_trust
 from images.read import Bundle
 from partitions.write import write_image
 from updater.init import UNITS, render
-from vagrant import cache
+from vagrant import cache, data
 from vagrant.disk import Layout, make_disk, overlay
 from vagrant.loader import esp_files
 from vagrant.tree import File, Files, Variant, enabled, release_tree
@@ -95,6 +96,7 @@ class Lab:
         found = dict(agent_units(self.deadline))
         if first:
             text = NODE_TOML.format(backend=self.backend, tries=self.tries, health=self.health, deadline=self.deadline)
+            text += data.NODE_TOML
             found["/etc/updater/node.toml"] = File(content=text)
             found["/etc/updater/keys/release.pub"] = File(content=(self.keys / "release.pub").read_text())
         return found
@@ -108,9 +110,12 @@ class Lab:
         tree = self.tree(release, variant=variant, first=first)
 
         def make(part: Path) -> None:
-            build(spec(release, tree), part, [load_signer(str(self.keys / "release.pem"))])
+            with TemporaryDirectory(prefix="updater-catalogue-") as scratch:
+                migrations = data.catalogue(release, Path(scratch, "migrations"))
+                sections = {"migrations": migrations} if migrations else {}
+                build(spec(release, tree, sections=sections), part, [load_signer(str(self.keys / "release.pem"))])
 
-        return cache.cached("bundle", cache.key(tree.name, self.keys.name), make)
+        return cache.cached("bundle", cache.key(tree.name, self.keys.name, *data.CATALOGUE.values()), make)
 
     def base_disk(self, release: str, bundle: Path) -> Path:
         """The disk of a node on which `release` is installed in slot a, as a cached raw file."""
@@ -121,8 +126,11 @@ class Lab:
             slot = part.with_name(f"{part.name}.slot")
             try:
                 install(bundle, self.trust, slot, self.disk.slot << 20)
-                data: Files = {"/updater/README": File(content="the agent's journal; survives every update\n")}
-                make_disk(part, slot_a=slot, esp=esp, data=data, layout=self.disk)
+                kept: Files = {
+                    "/updater/README": File(content="the agent's journal; survives every update\n"),
+                    f"/{data.PLACE.relative_to('/data')}": File(content=data.fresh()),
+                }
+                make_disk(part, slot_a=slot, esp=esp, data=kept, layout=self.disk)
             finally:
                 slot.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from core.files import inside
 from core.run import run
 from patches.packages_platform import prepare
-from vagrant import base, cache
+from vagrant import base, cache, data
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -78,7 +78,7 @@ def release_tree(release: str, *, variant: Variant = Variant.SOUND, files: Files
     files are hard links into the base: whoever wants to change one in place makes a copy first (`copy`).
     """
     foundation, agent, keys = base.base_tree(), agent_tree(), test_keys()
-    content = {**_identity(release, foundation), **_application(variant), **_access(keys), **(files or {})}
+    content = {**_identity(release, foundation), **_application(release, variant), **_access(keys), **(files or {})}
 
     def build(part: Path) -> None:
         run("cp", "-al", foundation, part, timeout=120)
@@ -164,12 +164,13 @@ def _identity(release: str, foundation: Path) -> dict[str, File | Link]:
     }
 
 
-def _application(variant: Variant) -> dict[str, File | Link]:
-    """What the machine is there for: acme.service, and acme-health which says how it is."""
+def _application(release: str, variant: Variant) -> dict[str, File | Link]:
+    """What the machine is there for: acme.service, acme-balance (reads the data), acme-health (says how it is)."""
     sound = variant is not Variant.UNHEALTHY
     files: dict[str, File | Link] = {
+        "/usr/bin/acme-balance": File(content=data.program(release), mode=0o755),
         "/usr/bin/acme-health": File(
-            content=f"#!/bin/sh\n[ -e {TRICKS}/unhealthy ] || {{ echo 'acme answers'; exit 0; }}\n{SICK}"
+            content=f"#!/bin/sh\n[ -e {TRICKS}/unhealthy ] || exec acme-balance\n{SICK}"
             if sound
             else f"#!/bin/sh\n{SICK}",
             mode=0o755,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import CommandFailed
-from core.run import run
+from core.run import run, started
 
 
 def test_what_it_leaves() -> None:
@@ -97,3 +97,36 @@ def test_what_is_no_program_at_all(tmp_path: Path) -> None:
         run(odd)
     with pytest.raises(CommandFailed):
         run(tmp_path)
+
+
+def test_a_program_that_goes_on_beside_us(tmp_path: Path) -> None:
+    with started("sh", "-c", "echo begun; sleep 600", log_file=tmp_path / "log") as program:
+        while "begun" not in (tmp_path / "log").read_text():
+            time.sleep(0.01)
+        assert program.running
+        pid = program.pid
+    assert not program.running
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_one_that_does_not_listen_is_killed_with_its_children(tmp_path: Path) -> None:
+    script = "trap '' TERM; sleep 600 & echo $! > child; while :; do sleep 1; done"
+    with started("sh", "-c", f"cd {tmp_path}; {script}", log_file=tmp_path / "log") as program:
+        while not (tmp_path / "child").exists() or not (tmp_path / "child").read_text():
+            time.sleep(0.01)
+        child = int((tmp_path / "child").read_text())
+        program.end(wait=0.1)
+        assert not program.running
+    until = time.monotonic() + 5
+    while Path(f"/proc/{child}").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text()
+
+
+def test_a_missing_one_is_named(tmp_path: Path) -> None:
+    with (
+        pytest.raises(CommandFailed, match="no-such-program is not installed"),
+        started("no-such-program", log_file=tmp_path / "log"),
+    ):
+        pass

@@ -369,6 +369,8 @@ def _judge_dead(seen: Seen, known: _Known, scenario: Scenario) -> list[str]:
 def _judge_end(seen: Seen, known: _Known, scenario: Scenario) -> list[str]:
     """The boot environment is sound, and the next boot picks a slot that holds a complete system."""
     found = list(seen["broken"])
+    if "by_name" in seen["rows"].get("schema", ()) and not seen["migrated"]:
+        found.append("the data was changed for good, and the journal does not know")
     pick = seen["next boot"]
     if pick is None:
         found.append("no slot is fit for the next boot")
@@ -394,14 +396,16 @@ def _judge_abort(seen: Seen, dead: Seen, known: _Known, said: str, *, rebooted: 
         found.append(f"{said!r}: slot {seen['booted']} runs, {seen['next boot']} is next, and {old} was the old one")
     if seen["environment"][old] != known.before["environment"][old]:
         found.append(f"{said!r}: slot {old} is {seen['environment'][old]}, was {known.before['environment'][old]}")
+    migrated = seen["migrated"] != known.before["migrated"]
     never_left = known.before["boot"] == dead["boot"] and not rebooted
     if never_left and known.before["open run"] is None and not seen["last run"].startswith("stage"):
         found += [
             f"{said!r}: {key}: {known.before[key]} -> {seen[key]}"
-            for key in ("environment", "slots", "data", *(("content",) if same_bytes else ()))
+            # what was migrated stays migrated
+            for key in ("environment", "slots", *(("content",) if same_bytes else ()), *(() if migrated else ("data",)))
             if seen[key] != known.before[key]
         ]
-    whole = ("environment", "primary", "content", "records", "slots", "data", "booted")
+    whole = ("environment", "primary", "content", "records", "slots", "data", "migrated", "rows", "booted")
     if not dead["wrote"] and all(dead[key] == known.before[key] for key in whole):
         changed = [f"{key}: {known.before[key]} -> {seen[key]}" for key in whole if seen[key] != known.before[key]]
         if changed and known.before["open run"] is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -63,6 +64,15 @@ class Lab:
             self.made[name] = build(BuildSpec(release=release, **spec), output, [keys.load_signer(str(self.key))])
         return self.made[name]
 
+    def with_data(self, release: str, **files: str) -> Path:
+        """A bundle with `CATALOGUE` in it; `files` are put beside or in place of those."""
+        catalogue = self.home / f"catalogue-{blake3(repr(files).encode()).hexdigest()[:8]}"
+        if not catalogue.exists():
+            catalogue.mkdir()
+            for name, text in {**CATALOGUE, **files}.items():
+                (catalogue / name).write_text(text)
+        return self.bundle(release, sections={"migrations": catalogue})
+
     def sandbox(
         self, directory: Path, release: str = "MR95-1", *, slot: int = IMAGE, carry: tuple[Path, ...] = ()
     ) -> Path:
@@ -76,6 +86,66 @@ class Lab:
         (directory / "slots" / "a.img").write_bytes(blake3(release.encode()).digest(length=slot))
         (directory / "health.d" / "10-release").chmod(0o644)
         return config
+
+
+def add_data(config: Path) -> None:
+    """The node serves an SQLite database, and makes no backups of it. See `CATALOGUE`."""
+    path = config.parent / "data/billing.sqlite"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE accounts (id INTEGER PRIMARY KEY, name TEXT NOT NULL, balance NUMERIC NOT NULL)")
+        db.executemany("INSERT INTO accounts VALUES (?, ?, ?)", [(n, f"acme-{n}", n / 4) for n in range(1, 26)])
+    db.close()
+    where = f'\n[databases.billing]\nengine = "sqlite"\npath = "{path}"\n[migrations]\nbackup = "none"\n'
+    config.write_text(config.read_text() + where)
+
+
+def rows(config: Path) -> dict[str, Any]:
+    """Tables, indexes and accounts of the node's database; nothing where it has none."""
+    path = config.parent / "data/billing.sqlite"
+    if not path.exists():
+        return {}
+    db = sqlite3.connect(path)
+    try:
+        schema = db.execute("SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'updater%' AND sql IS NOT NULL")
+        return {"schema": dict(schema.fetchall()), "accounts": db.execute("SELECT * FROM accounts").fetchall()}
+    finally:
+        db.close()
+
+
+#: What a release with data migrates: a column that is filled in batches, and then an index that stops writers.
+CATALOGUE = {
+    "catalogue.toml": '[databases.billing]\nengine = "sqlite"\n',
+    "0961-micros.toml": """\
+database = "billing"
+phase = "non-blocking"
+summary = "whole numbers"
+[[up]]
+sql = "ALTER TABLE accounts ADD COLUMN micros INTEGER"
+[[up]]
+[up.batch]
+table = "accounts"
+key = "id"
+rows = 10
+pause = 0.0
+statement = "UPDATE accounts SET micros = balance * 100 WHERE id > :low AND id <= :high"
+[[down]]
+sql = "ALTER TABLE accounts DROP COLUMN micros"
+""",
+    "0962-names.toml": """\
+database = "billing"
+phase = "blocking"
+[[up]]
+sql = "CREATE UNIQUE INDEX by_name ON accounts (name)"
+[[down]]
+sql = "DROP INDEX by_name"
+""",
+    "0963-balance.toml": """\
+database = "billing"
+phase = "cleanup"
+[[up]]
+sql = "ALTER TABLE accounts DROP COLUMN balance"
+""",
+}
 
 
 def make_unhealthy(directory: Path, *releases: str) -> None:
@@ -163,6 +233,8 @@ def look(config: Path) -> dict[str, Any]:
             "records": {slot: _record(node, slot) for slot in SLOTS},
             "slots": {each.slot: f"{each.release} {each.state}" for each in shown.slots},
             "data": str(node.data_release),
+            "migrated": node.journal.fact("migrated"),
+            "rows": rows(config),
             "attempts": node.journal.fact("attempts") or [],
             "open run": run and run.verb,
             "wrote": run is not None and "write" in node.journal.steps(run),

@@ -12,7 +12,7 @@ import pytest
 from patches.registry import Kind, Registry
 from templates.store import Author, Store
 from tests.updater.crash import Scenario, Tried, die_at, in_child, points, step_names, try_all
-from tests.updater.lab import IMAGE, ROOMY, Lab, add_hooks, copy_sandbox, do, make_unhealthy
+from tests.updater.lab import IMAGE, ROOMY, Lab, add_data, add_hooks, copy_sandbox, do, make_unhealthy
 from updater.hooks import MOMENTS
 from updater.node import open_node
 from updater.status import CARRIED
@@ -34,7 +34,7 @@ class Case:
     """One scenario: what was done before, the verb that dies, and where a run is already open, at which point it was
     left open. `unhealthy`: a release whose health check fails. `finish`: the verb whose end `resume` may come to.
     `only`: the steps whose points are tried, where another case tries the others. `carried`: what the operator carries
-    (see `carry`): "all", or "edited", where a kept file is edited after staging.
+    (see `carry`): "all", or "edited", where a kept file is edited after staging. `data`: the node serves a database.
     """
 
     begin: Begin
@@ -47,6 +47,7 @@ class Case:
     slot: int = IMAGE
     only: tuple[str, ...] = ()
     carried: str = ""
+    data: bool = False
 
 
 CASES = {
@@ -55,6 +56,21 @@ CASES = {
     "stage, with room to grow": Case((), ("stage", "MR96-1"), slot=ROOMY, only=("grow",)),
     "stage, with all that is carried": Case((), ("stage", "MR96-1"), slot=ROOMY, only=CARRIED, carried="all"),
     "activate, kept files edited": Case((), ("activate",), slot=ROOMY, only=("files-again",), carried="edited"),
+    "stage, with migrations": Case((), ("stage", "MR96-1 with data"), only=("migrate",), data=True),
+    "activate, with migrations": Case(
+        (("stage", "MR96-1 with data"),), ("activate",), only=("migrate-blocking", "flip"), data=True
+    ),
+    "activate, with migrations, fails": Case(
+        (("stage", "MR96-1 with data"),), ("activate",), only=("migrate-blocking",), data=True, unhealthy="MR96-1"
+    ),
+    "abort of activate, migrated": Case(
+        (("stage", "MR96-1 with data"),),
+        ("abort",),
+        "migrate-blocking:applied",
+        ("activate",),
+        finish="resume",
+        data=True,
+    ),
     "stage over a staged release": Case(STAGED, ("stage", "MR96-2")),
     "stage over a confirmed release": Case(BACK, ("stage", "MR96-2")),
     "stage over the way back": Case(CONFIRMED, ("stage", "MR97-1")),
@@ -92,23 +108,25 @@ class Tally:
 @pytest.fixture(scope="module")
 def prepare(lab: Lab, memory: Path) -> Callable[[Case, str], Path]:
     """Makes the sandbox that a case begins with."""
-    cache: dict[tuple[int, Begin], Path] = {}
+    cache: dict[tuple[int, Begin, bool], Path] = {}
 
-    def begun(begin: Begin, slot: int) -> Path:
-        if (slot, begin) not in cache:
-            before = begun(begin[:-1], slot) if begin else None
+    def begun(begin: Begin, slot: int, data: bool) -> Path:
+        if (slot, begin, data) not in cache:
+            before = begun(begin[:-1], slot, data) if begin else None
             home = memory / f"begun-{len(cache)}"
             if before is not None:
                 config = copy_sandbox(before, home)
                 act = _act(lab, begin[-1])  # makes bundles, which must outlive the child
                 in_child(lambda: act(config))
             else:
-                lab.sandbox(home, slot=slot)
-            cache[slot, begin] = home
-        return cache[slot, begin]
+                config = lab.sandbox(home, slot=slot)
+                if data:
+                    add_data(config)
+            cache[slot, begin, data] = home
+        return cache[slot, begin, data]
 
     def make(case: Case, name: str) -> Path:
-        config = copy_sandbox(begun(case.begin, case.slot), memory / f"prepared-{name}")
+        config = copy_sandbox(begun(case.begin, case.slot, case.data), memory / f"prepared-{name}")
         add_hooks(config.parent, case.hooks)
         if case.unhealthy:
             make_unhealthy(config.parent, case.unhealthy)
@@ -142,7 +160,9 @@ def carry(config: Path) -> None:
 
 
 def _act(lab: Lab, words: tuple[str, ...]) -> Callable[[Path], object]:
-    arguments = [lab.bundle(word) for word in words[1:]]
+    arguments = [
+        lab.with_data(word.split()[0]) if word.endswith("with data") else lab.bundle(word) for word in words[1:]
+    ]
     if words[0] == "stage again":
         return lambda config: do(config, "stage", *arguments, again=True)
     return lambda config: do(config, words[0], *arguments)
@@ -196,16 +216,16 @@ def test_every_step_of_every_story_is_covered(tally: Tally, lab: Lab, place: Pat
 
         target = Target(node=node, bundle=bundle, slot="b", source="", carried=CARRIED)
         stories = [
-            stage_steps(node, target),
-            activate_steps(node, "b", False, ["files-again"]),
+            stage_steps(node, target, ["billing"]),
+            activate_steps(node, "b", False, carried=["files-again"], databases=["billing"]),
             rollback_steps(node, "b", False),
         ]
     names = {step.name for story in stories for step in story}
     assert names == step_names() | set(MOMENTS) - {"after-fallback"}
-    # these need a mount or packages: test_carry.py and test_carrying.py have them die
-    quiet = {"carry", "packages"}
+    # these need a mount, packages or a backup: test_carry.py, test_carrying.py and test_migrating.py have them die
+    quiet = {"carry", "packages", "backup"}
     for name in names:
-        assert f"journal:intend:{name}" in seen or name == "packages", f"nothing died before {name}"
+        assert f"journal:intend:{name}" in seen or name in ("packages", "backup"), f"nothing died before {name}"
         assert name in quiet or f"{name}:intended" in seen, f"nothing died in {name}"
     print(
         f"{sum(tried.crashes for tried in tally.tried.values())} deaths, "

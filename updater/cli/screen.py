@@ -124,9 +124,9 @@ def print_plan(plan: Plan) -> None:
         mark = "✗" if check.error is not None else "!" if check.warning else "✓"
         print(f"  {'checks' if number == 0 else '':<10}{mark} {check.name:<18}{check.found}")
     for number, step in enumerate(plan.steps, 1):
-        print(f"  {number:>3} {step['step']:<16}{step['what']}")
+        print(f"  {number:>3} {step['step']:<17}{step['what']}")
     for number, decision in enumerate(plan.decisions):
-        print(f"  {'carried' if number == 0 else '':<10}{decision.kind:<9}{decision.name:<28}{decision}")
+        print(f"  {'details' if number == 0 else '':<10}{decision.kind:<10}{decision.name:<28}{decision}")
     print(f"  way back  {plan.way_back}")
 
 

@@ -1,0 +1,1 @@
+"""How a statement is read, clause by clause: the grammar of each engine's DDL, as far as migrations use it."""

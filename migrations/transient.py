@@ -1,0 +1,49 @@
+"""Directories that are gone when we are, however we end: for scratch servers, and for secrets that programs read."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from core.errors import UpdaterError
+from core.run import started
+
+#: Waits for our death, and then removes the directory: again and again, since whoever writes to it is only just dying.
+_CARETAKER: Final = """
+trap : TERM
+sleep infinity & wait $!
+kill -KILL $!
+tries=0
+while [ -e "$1" ] && [ $tries -lt 100 ]; do rm -rf -- "$1" 2>/dev/null; sleep 0.05; tries=$((tries + 1)); done
+"""
+
+
+@contextmanager
+def transient_directory(parent: Path | None = None, *, owner: str | None = None) -> Iterator[Path]:
+    """A new directory that only `owner` (None: we) may enter, with a short path. Removed at the end of the context; by
+    its caretaker, if we are killed.
+    """
+    home = Path(tempfile.mkdtemp(prefix="scratch-", dir=parent))
+    try:
+        command = ("sh", "-c", _CARETAKER, "caretaker", home)
+        with started(*command, log_file=Path("/dev/null"), dies_with_us=signal.SIGTERM, end=signal.SIGKILL):
+            if owner is not None:
+                shutil.chown(home, owner)
+            yield home
+    finally:
+        _remove(home)
+
+
+def _remove(directory: Path) -> None:
+    for _ in range(100):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
+        time.sleep(0.05)
+    raise UpdaterError(f"the directory {directory} cannot be removed", next=f"rm -r {directory}")

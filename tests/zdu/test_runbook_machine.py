@@ -1,0 +1,147 @@
+"""Random runs of random plans in a world of their own: with calls all the time, failures, aborts, and controllers that
+die at any place. Nobody is harmed, and from wherever a run stands it can go on, and go back.
+"""
+
+from __future__ import annotations
+
+import copy
+
+from hypothesis import HealthCheck, assume, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from rehearsal import Rehearsal, in_service
+from sitelab import NEW, installation, wish
+from world import ACCOUNTS, World
+
+from core.errors import RollbackRefused, ZduRefused
+from core.release import Release
+from zdu.limits import LimitsConfig, Role
+from zdu.planning import plan
+from zdu.runbook import Action
+
+any_number = st.integers(0, 1_000_000)
+
+
+class Machine(RuleBasedStateMachine):
+    run: Rehearsal
+
+    @initialize(
+        secondaries=st.integers(1, 3),
+        servers=st.integers(4, 7),
+        distance=st.sampled_from([0, 1, 1, 1, 3]),
+        done=st.sets(any_number, max_size=4),
+        parallel=st.integers(1, 4),
+        waves=st.integers(1, 2),
+        everywhere=st.booleans(),
+    )
+    def plan_it(
+        self,
+        secondaries: int,
+        servers: int,
+        distance: int,
+        done: set[int],
+        parallel: int,
+        waves: int,
+        everywhere: bool,
+    ) -> None:
+        limits = LimitsConfig(
+            parallel_servers=parallel,
+            parallel_sites=waves,
+            max_unavailable={Role.SIP: 1} if parallel % 2 else {},
+            minimum_capacity=100,
+        )
+        sites = installation(
+            secondaries, servers=servers, limits=limits, normally=() if everywhere else ("A",), stand_in="B"
+        )
+        start = Release(NEW.number - distance, NEW.build + (distance == 0))
+        names = list(sites.servers)
+        found = {names[number % len(names)]: NEW for number in done}
+        wanted = wish(sites, start, NEW, found=found, accept_no_rollback=True, downgrade=True)
+        try:
+            runbook = plan(sites, wanted)
+        except ZduRefused:
+            assume(False)
+        self.start = {name: str(release) for name, release in wanted.found.items()}
+        self.target = dict.fromkeys(names, str(NEW))
+        self.adjoining = distance <= 1
+        self.run = Rehearsal(sites, World(sites, dict(wanted.found)), runbook)
+
+    @rule(account=st.sampled_from(ACCOUNTS), wanted=st.integers(1, 30), pick=any_number)
+    def call(self, account: str, wanted: int, pick: int) -> None:
+        self.run.world.call(account, wanted, pick)
+
+    @precondition(lambda self: self.run.world.calls)
+    @rule(pick=any_number, used=st.integers(0, 30))
+    def hang_up(self, pick: int, used: int) -> None:
+        calls = list(self.run.world.calls)
+        self.run.world.hang_up(calls[pick % len(calls)], used)
+
+    @precondition(lambda self: self.run.ready())
+    @rule(pick=any_number)
+    def begin(self, pick: int) -> None:
+        steps = self.run.ready()
+        self.run.begin(steps[pick % len(steps)])
+
+    @precondition(lambda self: self.run.under_way)
+    @rule(pick=any_number, times=st.integers(1, 4))
+    def advance(self, pick: int, times: int) -> None:
+        for _ in range(times):
+            steps = self.run.active()
+            if steps:
+                self.run.advance(steps[pick % len(steps)])
+
+    @rule(batches=st.integers(1, 12))
+    def go_on(self, batches: int) -> None:
+        """Without trouble for a while; calls end when they are waited for."""
+        for _ in range(batches):
+            batch = self.run.progress.batch
+            for step in batch:
+                while step.id in self.run.under_way or step in self.run.ready():
+                    if step.id not in self.run.under_way:
+                        self.run.begin(step)
+                    elif not self.run.advance(step):
+                        self.run.world.hang_up(next(iter(self.run.world.calls)), 7)
+
+    @precondition(lambda self: any(step.action is Action.ACTIVATE_NODE for step in self.run.active()))
+    @rule(pick=any_number)
+    def a_release_fails_its_health_check(self, pick: int) -> None:
+        steps = [step for step in self.run.active() if step.action is Action.ACTIVATE_NODE]
+        self.run.world.falls_back.add(steps[pick % len(steps)].server)
+
+    @rule()
+    def the_controller_dies(self) -> None:
+        self.run.crash()
+
+    @precondition(lambda self: not self.run.progress.runbook.back and not self.run.progress.finished)
+    @rule()
+    def abort(self) -> None:
+        past = self.run.progress.past_return
+        try:
+            self.run.abort()
+        except RollbackRefused:
+            assert past and not self.adjoining
+        else:
+            assert not past
+
+    @invariant()
+    def nobody_is_harmed(self) -> None:
+        if hasattr(self, "run"):
+            self.run.world.check()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "run"):
+            return
+        onward = copy.deepcopy(self.run)
+        onward.crash()
+        onward.to_the_end()
+        in_service(onward, self.start if onward.progress.runbook.back else self.target)
+        if not self.run.progress.runbook.back and not self.run.progress.past_return:
+            self.run.abort()
+            self.run.to_the_end()
+            in_service(self.run, self.start)
+
+
+Machine.TestCase.settings = settings(
+    max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestMachine = Machine.TestCase

@@ -1,0 +1,92 @@
+"""Calls go on while sites drain and the virtual IP moves: none fails, none is cut. Measured from outside."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.zdu.programs import ROW, VIP, Caller, Network, Pulse, two_sites
+from zdu.limits import DrainConfig
+from zdu.traffic.drain import Reading, Verdict
+from zdu.traffic.gate import wait_empty
+
+pytestmark = [pytest.mark.root, pytest.mark.xdist_group("sites")]
+
+RATE = 50
+
+
+@pytest.fixture
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    with two_sites(tmp_path_factory.mktemp("logs")) as made:
+        yield made
+
+
+def test_a_site_drains_under_traffic(network: Network) -> None:
+    dispatcher, seen = network.dispatcher(), list[tuple[Verdict, Reading]]()
+    caller = Caller(network.caller, VIP, calls=6 * RATE, rate=RATE)
+    network.busy(network.a)
+    dispatcher.send_to(["B"])
+    before = network.a.taken()
+    assert network.a.live() > 0, "nothing was cut"
+    verdict = wait_empty(
+        lambda: Reading(source="A", count=network.a.live(), at=time.monotonic()),
+        DrainConfig(),
+        cross=lambda: dispatcher.live("A"),
+        on_verdict=lambda verdict, reading: seen.append((verdict, reading)),
+    )
+    decided = time.time()
+    assert verdict.open
+    assert [reading.count for _, reading in seen if reading.count], "it saw calls before"
+    assert {reading.count for _, reading in seen[-3:]} == {0}
+    assert decided - network.a.emptied_at() <= 2.0 + ROW, "decided soon after the last call ended"
+    print("drain_decision_ms", round((decided - network.a.emptied_at()) * 1000))
+    assert network.a.taken() - before <= 2, "nothing new came: at most what was on its way"
+    assert {network.registers_at() for _ in range(4)} == {network.b.host.address}
+    dispatcher.restore()
+    network.busy(network.a)
+    outcome = caller.outcome()
+    assert outcome.perfect, outcome
+    assert outcome.made == caller.calls
+    print(outcome)
+
+
+def test_the_virtual_ip_moves_under_traffic(network: Network) -> None:
+    address = network.vip()
+    caller = Caller(network.caller, VIP, calls=6 * RATE, rate=RATE)
+    network.busy(network.a)
+    gaps = []
+    for to, before in (("d2", "d1"), ("d1", "d2"), ("d2", "d1"), ("d1", "d2")):
+        with Pulse(network.caller, VIP) as pulse:
+            moved = address.move(to)
+        gaps.append(pulse.gap_ms())
+        assert (moved.to, moved.before, address.holder()) == (to, before, to)
+    address.restore()
+    outcome = caller.outcome()
+    assert outcome.perfect, outcome
+    assert outcome.made == caller.calls
+    print("vip_gap_ms", [round(gap, 1) for gap in gaps])
+    assert statistics.median(gaps) <= 20, gaps
+    assert max(gaps) <= 400, gaps  # below the first retransmission of SIP, also on a machine with much else to do
+
+
+def test_a_dispatcher_restarts_behind_the_virtual_ip(network: Network) -> None:
+    """The order of an upgrade: hold a site, empty one dispatcher by moving the address, restart it, and move back."""
+    dispatcher, address = network.dispatcher(), network.vip()
+    caller = Caller(network.caller, VIP, calls=5 * RATE, rate=RATE)
+    network.busy(network.a)
+    dispatcher.send_to(["B"])
+    address.move("d2")
+    network.dispatchers[0].restart()
+    network.dispatchers[0].ready(1)
+    assert dispatcher.send_to(["B"]), "it is as it was before the restart"
+    address.move("d1")
+    network.dispatchers[1].restart()
+    network.dispatchers[1].ready(1)
+    taken = network.a.taken()
+    dispatcher.send_to(["B"])
+    outcome = caller.outcome()
+    assert outcome.perfect, outcome
+    assert network.a.taken() == taken
