@@ -45,7 +45,6 @@ _MARIADB: Final = (
     "--skip-name-resolve",
     "--skip-log-bin",
     "--character-set-server=utf8mb4",
-    "--secure-file-priv=",
 )
 _POSTGRESQL: Final = ("shared_buffers=32MB", "max_connections=50", "autovacuum_naptime=5s", "log_statement=none")
 
@@ -289,6 +288,7 @@ def _mariadb(server: ScratchServer) -> list[str]:
         f"--socket={home / 's'}",
         f"--pid-file={home / 'pid'}",
         f"--tmpdir={home}",
+        f"--secure-file-priv={home}",
         f"--init-file={home / 'init.sql'}",
         *_MARIADB,
         *((f"--port={server.database.port}", "--bind-address=127.0.0.1") if server.database.port else ()),

@@ -110,10 +110,27 @@ class Session:
                 )
             self.budget.clock.sleep(min(1.0, 0.05 * 2 ** min(attempt, 5)))
             attempt += 1
-        self.ledger.prepare()
-        point("migrate:held")
-        self.ledger.claim(self.who)
-        point("migrate:claimed")
+        self._claim()
+
+    def _claim(self) -> None:
+        """Write down that we run. Others may be in the way of that too."""
+        attempt = 0
+        while True:
+            try:
+                self.ledger.prepare()
+                point("migrate:held")
+                self.ledger.claim(self.who)
+                point("migrate:claimed")
+                return
+            except SqlError as error:
+                if error.reason not in REFUSED_FOR_NOW:
+                    raise
+                if why := self.budget.spent(trying=False):
+                    raise stopped(
+                        f"the migration was stopped: {why}", what=[str(error)], state="nothing was begun since"
+                    ) from error
+            self.budget.clock.sleep(self.budget.rest(attempt))
+            attempt += 1
 
     def _is_us(self, holder: Who) -> bool:
         return holder.host == self.who.host and holder.pid == os.getpid()

@@ -73,11 +73,11 @@ def take(
     command: Sequence[str] = (),
     deadline: float = DEADLINE,
 ) -> Snapshot:
-    """Back up the whole server (SQLite: the file) into ``directory/label``; one that is complete there is kept as it is.
+    """Back up the whole server (SQLite: the file) into ``directory/label``; one that is complete there stays as it is.
 
-    `command`: the operator's own program, which gets what it must know as JSON on its standard input, and does the work
-    instead. `deadline`: seconds. Raises NoSpace before anything is done, DatabaseFailed, CommandFailed: nothing that
-    could be taken for a backup is left then.
+    `command`: the operator's own program, which gets what it must know as JSON on its standard input, and does the
+    work instead. `deadline`: seconds. Raises NoSpace before anything is done, DatabaseFailed, CommandFailed; then
+    nothing is left that could be taken for a backup.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", label):
         raise ValueError(f"label: {label!r} must be letters, digits, dots, hyphens")
@@ -90,7 +90,7 @@ def take(
         version, home = _known(database)
         size = 0
         if not command:
-            size = _require_space(database, directory)
+            size = require_space(database, directory)
         part.mkdir(mode=0o700)
         point("snapshot:begun")
         begun = time.monotonic()
@@ -232,7 +232,7 @@ def _run(*argv: str, timeout: float, env: dict[str, str] | None = None, input: s
 
 
 def _known(database: Database) -> tuple[str, str]:
-    """The server's version, and its data directory as far as it tells. Raises DatabaseFailed for what cannot be copied."""
+    """The server's version, and its data directory as far as it tells. Raises DatabaseFailed where there is more."""
     if database.engine is Engine.SQLITE:
         return sqlite3.sqlite_version, ""
     with Connection.open(database) as connection:
@@ -249,11 +249,11 @@ def _known(database: Database) -> tuple[str, str]:
     return str(row[0]), str(row[1] or "").rstrip("/")
 
 
-def _require_space(database: Database, directory: Path) -> int:
-    """The bytes that will be copied. Raises NoSpace when they do not fit, DatabaseFailed when they cannot be reached."""
+def require_space(database: Database, directory: Path) -> int:
+    """The bytes that will be copied. Raises NoSpace when they do not fit, DatabaseFailed when they are not here."""
     size = _bytes(database)
     wanted = size + size // 10 + RESERVE
-    free = shutil.disk_usage(directory).free
+    free = shutil.disk_usage(next(each for each in (directory, *directory.parents) if each.exists())).free
     if free < wanted:
         raise NoSpace(
             f"no space for a backup of {database}",

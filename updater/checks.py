@@ -82,12 +82,11 @@ def raise_first(checks: list[Check], cannot: str) -> None:
         if check.error
         for line in (f"{check.name}: {check.error.message}", *(f"  {each}" for each in check.error.what[:5]))
     ]
-    raise type(first)(
-        f"{cannot}: {first.message.removeprefix(f'{cannot}: ')}",
-        what=[*first.what, *others],
-        state=first.state or "nothing was changed",
-        next=first.next,
-    )
+    first.message = f"{cannot}: {first.message.removeprefix(f'{cannot}: ')}"
+    first.args = (first.message,)
+    first.what = (*first.what, *others)
+    first.state = first.state or "nothing was changed"
+    raise first
 
 
 def stage_checks(node: Node, bundle: Bundle, slot: Slot, purposes: Purposes) -> list[Check]:

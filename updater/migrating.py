@@ -6,9 +6,10 @@ Which statements are done, the databases themselves know.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 
 from core.errors import DatabaseFailed, UpdaterError, WindowClosed
 from core.journal import Facts, StepRecord
@@ -25,6 +26,7 @@ from migrations.runner import Outcome, Runner
 from migrations.servers import opened
 from partitions.boot.state import Slot
 from patches.lifetime import Decision
+from updater.backups import Backup, room
 from updater.catalogues import catalogue_in, catalogue_of, ours
 from updater.checks import Check
 from updater.checks import examine as examine_checks
@@ -106,8 +108,10 @@ def oldest_reader(release: Release, policy: Policy, migrations: Sequence[Migrati
     for each in migrations:
         if each.readable_from is not None:
             oldest = max(oldest, each.readable_from)
-        elif each.phase is not Phase.NON_BLOCKING:
+        elif each.phase is Phase.BLOCKING:
             oldest = max(oldest, release.number - policy.rollback_distance)
+        elif each.phase is Phase.CLEANUP:  # it removes what the releases before read
+            oldest = max(oldest, release.number)
     return oldest
 
 
@@ -151,10 +155,12 @@ def examine_slot(node: Node, slot: Slot, window: Window | None) -> Examined:
     if release is None:
         return Examined()
     found = _examine(node, catalogue_of(node, slot), release)
-    if window is None or not found.pending:
-        return found
-    checks = [*found.checks, *examine_checks({"migrations": lambda: _fits(found.pending, window)})]
-    return replace(found, checks=checks)
+    looks: dict[str, Callable[[], str]] = {}
+    if all(check.error is None for check in found.checks) and node.config.migrations.backup != "none":
+        looks |= {f"backup {name}": partial(room, node, name) for name in found.of(*BEFORE_FLIP)}
+    if window is not None and found.pending:
+        looks["migrations"] = lambda: _fits(found.pending, window)
+    return replace(found, checks=[*found.checks, *examine_checks(looks)])
 
 
 def _examine(node: Node, catalogue: Catalogue, release: Release) -> Examined:

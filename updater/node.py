@@ -62,15 +62,22 @@ class Node:
             self.journal.set_slot(booted, {"release": str(release)})
 
     @property
+    def ran_release(self) -> Release | None:
+        """The newest release that has run on the data (None: unknown)."""
+        text = self.journal.fact("data-release")
+        return self._release_of_data(text) if text else self.release(self.booted)
+
+    @property
     def data_release(self) -> Release | None:
         """The newest release that has run on the data, or migrated it (None: unknown)."""
-        text = self.journal.fact("data-release")
-        migrated = self.journal.fact("migrated") or {}
+        migrated = self.journal.fact("migrated")
+        found = (self.ran_release, self._release_of_data(migrated["release"]) if migrated else None)
+        return max((each for each in found if each is not None), default=None)
+
+    def _release_of_data(self, text: str) -> Release:
         try:
-            ran = Release.parse(text) if text else self.release(self.booted)
-            by = Release.parse(migrated["release"]) if migrated else None
-            return max((each for each in (ran, by) if each is not None), default=None)
-        except (ValueError, TypeError, KeyError) as error:
+            return Release.parse(text)
+        except (ValueError, TypeError) as error:
             raise NotReady(
                 "the journal does not tell which release the data is at", what=str(error), next="updater doctor"
             ) from error

@@ -33,11 +33,11 @@ class Flip:
 
     def before(self) -> Facts:
         """The newest release that has run on the data so far, and whether the slot was confirmed once."""
-        return {"data": str(self.node.data_release or ""), "good": is_good(self.node.boot.read(), self.slot)}
+        return {"data": str(self.node.ran_release or ""), "good": is_good(self.node.boot.read(), self.slot)}
 
     def apply(self, facts: Facts, report: Report) -> str:
         """First the journal: from the next boot on, the data counts as touched by this release."""
-        release, data = self.node.release(self.slot), self.node.data_release
+        release, data = self.node.release(self.slot), self.node.ran_release
         if release is not None and (data is None or release > data):
             self.node.journal.set_fact("data-release", str(release))
         note_flip(self.node)

@@ -37,17 +37,27 @@ def job_name(run: str, step: str) -> str:
 
 class Agent:
     """The agent of one node. `shell` reaches its server; `command` is the agent; `fence` goes with every verb that
-    changes something; `poll`: seconds between two looks.
+    changes something; `poll`: seconds between two looks, and `pause` what waits for so long (it may raise, to end the
+    waiting).
 
     Every call may raise SiteUnreachable, FencedOff, and what the agent itself ended with.
     """
 
-    def __init__(self, shell: Shell, *, fence: int, command: str = "updater", poll: float = POLL) -> None:
+    def __init__(
+        self,
+        shell: Shell,
+        *,
+        fence: int,
+        command: str = "updater",
+        poll: float = POLL,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
         self.name = shell.name
         self._shell = shell
         self._command = command
         self._fence = fence
         self._poll = poll
+        self._pause = pause
 
     def start(self, job: str, *verb: str) -> NodeJob:
         """Have a verb begin as a job; if it is known by that name already, only how it stands. Safe to repeat."""
@@ -85,7 +95,7 @@ class Agent:
                     state="it may go on there; nothing was broken off",
                     next=f"on {self.name}: updater job status {job}",
                 )
-            time.sleep(self._poll)
+            self._pause(self._poll)
 
     def done(self, job: str, within: float, *verb: str, on_event: Events | None = None) -> NodeJob:
         """Have a verb run as a job to its good end. For verbs that are safe to repeat, and go on with what was left:
@@ -137,7 +147,7 @@ class Agent:
                 if last:
                     raise
                 self._awaited(error)
-                time.sleep(self._poll)
+                self._pause(self._poll)
 
     def _through(self, within: float, look: Callable[[], T]) -> T:
         """Look; again, for so many seconds, while the node cannot be reached."""
@@ -149,7 +159,7 @@ class Agent:
                 self._awaited(error)
                 if time.monotonic() > until:
                     raise
-            time.sleep(self._poll)
+            self._pause(self._poll)
 
     def _awaited(self, error: SiteUnreachable) -> str:
         """What a server says that may be down for a while. Raises the error again when time does not mend it."""

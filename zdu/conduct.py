@@ -137,7 +137,7 @@ def _await(world: World, step: Step, gate: Gate, when: str, talk: Talk, pace: Pa
             raise shut(step, gate, seen, when, waited)
         if endless and time.monotonic() >= alert_at:
             alert_at = time.monotonic() + pace.drain.alert_every
-            pace.alert(f"{step.where}: waiting for {waited / 60:.0f} min now: {seen.found}")
+            pace.alert(f"{seen.found}, after {_minutes(waited)} of waiting; no call is ended")
         talk.check()
         time.sleep(pause)
         if not endless:
@@ -146,11 +146,14 @@ def _await(world: World, step: Step, gate: Gate, when: str, talk: Talk, pace: Pa
 
 def shut(step: Step, gate: Gate, seen: Verdict, when: str, waited: float) -> GateNotPassed:
     """The error for a gate that does not open."""
-    place = gate.server or gate.site or " and ".join(gate.sites)
     so_far = "the step was not begun" if when == "before" else f"the step was done, and waited for {waited:.0f} s"
     return GateNotPassed(
-        f"{step.id}: {place + ': ' if place else ''}{seen.found}",
+        f"{step.id}: {seen.found}",
         what=f"wanted {'before' if when == 'before' else 'after'} it: {told(gate)}",
         state=f"{so_far}; nothing after it was begun, and calls are served as before",
         next=["updater zdu resume    looks again, and goes on", "updater zdu abort    goes the way back"],
     )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -151,8 +151,9 @@ class RemoteShell:
                 else f"{words[0]} is not installed on {self.name}, or cannot be executed",
                 what=[_line(words), *_tail(said.err)[-1:]],
             )
-        if self.reach.sudo and said.code == 1 and errors.startswith("sudo: "):
-            if errors.rstrip().endswith("command not found"):
+        last = next(iter(_tail(said.err, 1)), "")
+        if self.reach.sudo and said.code == 1 and last.startswith("sudo: "):
+            if last.endswith("command not found"):
                 raise CommandFailed(f"{words[0]} is not installed on {self.name}", what=_line(words))
             raise NotPermitted(
                 f"sudo on {self.name} does not let {self.reach.user} run {words[0]}",

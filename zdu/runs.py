@@ -76,9 +76,7 @@ class Runs:
         """Samples in order of time; `newest`: only so many of the last ones."""
         query = "SELECT id, at, data FROM zdu_samples WHERE run = %s ORDER BY id"
         if newest:
-            query = (
-                f"SELECT at, data FROM ({query.replace('at,', 'id, at,', 1)} DESC LIMIT {int(newest)}) AS s ORDER BY id"
-            )
+            query = f"SELECT id, at, data FROM ({query} DESC LIMIT {int(newest)}) AS newest ORDER BY id"
         return [Sample(at=at, **json.loads(data)) for _, at, data in self._rows(query, run)]
 
     # What people say

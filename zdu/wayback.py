@@ -162,14 +162,14 @@ def _leave_main(sites: Sites, ends: Ends, reached: Reached) -> Groups:
 
 
 def _leave_dispatchers(sites: Sites, ends: Ends, reached: Reached) -> Groups:
-    """The one that was begun last may be out of service: it comes first, or else is put into service again."""
+    """At most one is out of service, the one that was begun last: it is put into service again, or goes back first."""
     names = [server.name for server in sites.dispatchers.servers]
     touched = reached.touched.get("", {})
-    for name in reversed(touched):
-        yield from dispatcher_moves(names, name, _rollback(ends, "", [name]))
     for name in reached.aside:
         if name not in touched:
             yield (Move(action=Action.DISPATCHER_RESTORE, servers=(name,)),)
+    for name in reversed(touched):
+        yield from dispatcher_moves(names, name, _rollback(ends, "", [name]))
     if reached.vip_moved:
         yield (Move(action=Action.VIP_MOVE, servers=(names[0],)),)
 

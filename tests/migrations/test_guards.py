@@ -28,7 +28,7 @@ def test_pauses_reach_a_minute() -> None:
 @pytest.mark.parametrize("name", ["lock_wait", "deadline", "max_stall", "max_lag", "max_running"])
 def test_limits_are_more_than_nothing(name: str) -> None:
     with pytest.raises(ValueError, match=name):
-        Limits(**{name: -1})
+        Limits(**{name: -1})  # type: ignore[arg-type]
 
 
 def test_a_window_has_a_time_zone() -> None:
@@ -84,7 +84,7 @@ def test_a_clock_set_back_makes_no_window_longer(monkeypatch: pytest.MonkeyPatch
 
     class Back(datetime):
         @classmethod
-        def now(cls, tz: object = None) -> Back:  # type: ignore[override]
+        def now(cls, tz: object = None) -> Back:
             return cls(2001, 1, 1, tzinfo=UTC)
 
     monkeypatch.setattr("migrations.guards.datetime", Back)

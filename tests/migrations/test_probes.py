@@ -100,6 +100,7 @@ def shop(mariadb_server: Database) -> Iterator[tuple[MariadbServer, Connection]]
     from dataclasses import replace
 
     with Connection.open(mariadb_server) as admin:
+        admin.execute("SET foreign_key_checks = 0")
         admin.execute("CREATE OR REPLACE DATABASE probes")
         server = MariadbServer(replace(mariadb_server, database="probes"))
         yield server, admin

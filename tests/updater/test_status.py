@@ -36,8 +36,8 @@ def test_the_steps_it_counts_are_those_of_the_stories(lab: Lab, node: Path) -> N
     with open_node(node) as opened, open_bundle(opened, str(lab.bundle("MR96-1"))) as bundle:
         target = Target(node=opened, bundle=bundle, slot="b", source="", carried=CARRIED)
         stories = {
-            "stage": stage_steps(opened, target),
-            "activate": activate_steps(opened, "b", False, ["files-again"]),
+            "stage": stage_steps(opened, target, ["billing"]),
+            "activate": activate_steps(opened, "b", False, carried=["files-again"], databases=["billing"]),
             "rollback": rollback_steps(opened, "b", False),
         }
     assert {verb: tuple(s.name for s in steps if s.name not in MOMENTS) for verb, steps in stories.items()} == STEPS

@@ -49,6 +49,7 @@ class MemoryWorld:
         self.fences: list[int] = []
         self.on_effect: Callable[[Step, int], bool] = lambda *_: True  # False: nothing more of this step is done
         self.talking = True
+        self.spare: set[int] = set()  # calls that nobody hangs up
         self._random = random.Random(seed)
         self._guard = threading.RLock()
 
@@ -91,7 +92,7 @@ class MemoryWorld:
         """A moment of ordinary life."""
         if self.talking and len(self.model.calls) < 6:
             self.model.call(self._random.choice(ACCOUNTS), 1, self._random.randrange(9))
-        for number in list(self.model.calls):
+        for number in [each for each in self.model.calls if each not in self.spare]:
             if self._random.random() < 0.4:
                 # Nothing is used of most calls, so that the accounts last for the whole test.
                 self.model.hang_up(number, int(self._random.random() < 0.02))
@@ -105,8 +106,8 @@ def sites(folder: Path, **more: Any) -> Sites:
     return replace(made, controller=replace(made.controller, database=database), expect=ExpectConfig())
 
 
-def runbook(of: Sites) -> Runbook:
-    return plan(of, wish(of))
+def runbook(of: Sites, **more: Any) -> Runbook:
+    return plan(of, wish(of, **more))
 
 
 def model(of: Sites) -> Model:

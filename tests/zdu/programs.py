@@ -101,7 +101,7 @@ global_defs {{
     enable_script_security
     script_user root
 }}
-vrrp_track_file updater {{
+track_file updater {{
     file {OWN}/vip
     weight 1
 }}

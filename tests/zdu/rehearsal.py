@@ -98,7 +98,7 @@ def in_service(rehearsal: Rehearsal, releases: dict[str, str]) -> None:
     assert not world.closed and not world.alone and not world.held and not world.delta.xdrs
     assert not any(world.book.locked.values()) and not world.delta.reserved and not world.billing
     assert set(world.book.reserved) == set(world.calls)
-    assert {name: each for name, each in world.book.xdrs.items()} == world.ended
+    assert world.book.xdrs == world.ended
     assert set(world.takers()) == set(rehearsal.sites.normally)
     assert all(each.serves and each.sends_to == world.takers() for each in world.dispatchers.values())
     world.check()

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Protocol
 
 from core.errors import UpdaterError
@@ -77,10 +78,11 @@ def whole(found: Any) -> int:
     """A number of calls: a whole one, 0 or more, as a number or as text. Raises ValueError on anything else."""
     if isinstance(found, str) and found.strip().isascii() and found.strip().isdigit():
         return int(found.strip())
-    if isinstance(found, bool) or not hasattr(found, "__int__") or isinstance(found, str):
-        raise ValueError(f"{str(found)[:60]!r} is no number of calls")
-    number = int(found)
-    if number != found or number < 0:
+    try:
+        number = int(found) if isinstance(found, (int, float, Decimal)) and not isinstance(found, bool) else -1
+    except (OverflowError, ValueError):  # infinite, or not a number
+        number = -1
+    if number < 0 or number != found:
         raise ValueError(f"{str(found)[:60]!r} is no number of calls")
     return number
 
