@@ -11,7 +11,7 @@ demo: $(VENV)/.ready .packages ## the main job in a virtual machine: stage, acti
 	$(RUN) -m vagrant.demo
 
 test: $(VENV)/.ready .packages lint ## all tests (devices, mounts and virtual machines included)
-	@tools/install-system-packages tests bench
+	@tools/install-system-packages tests databases sites bench
 	$(RUN) -m pytest -q -n 2 --dist loadgroup
 
 check: lint .packages ## linters, types, the direction of imports, the docs
@@ -23,7 +23,7 @@ lint: $(VENV)/.ready
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.ready .packages ## measure against peers; ends with one line per figure
-	tools/install-system-packages bench
+	tools/install-system-packages databases sites bench
 	$(RUN) -m bench
 
 clean: ## remove the virtual environment (the lab's cache is under /var/cache/updater-lab)

@@ -17,13 +17,12 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from migrations.lint import lint
-
 from bench.timing import Figure, said
 from bench.writers import TABLE, Tally, writing
 from core.sql import Connection, Database, Engine
 from migrations.catalogue import Migration, Statement, load
 from migrations.ledger import MIGRATIONS
+from migrations.lint import lint
 from migrations.phase import Phase
 from migrations.runner import Runner
 from migrations.scratch import scratch
@@ -174,7 +173,7 @@ class _Bench:
             work()
             tally = load.end()
         self._found.stalls.setdefault(name, []).append(tally.longest * 1000)
-        self._found.wrong += _missing(before, tally, self._count())
+        self._found.wrong += missing(before, tally, self._count())
         if back:
             self._connection.execute(back)
             if _recorded(self._connection):
@@ -187,7 +186,7 @@ class _Bench:
         return int(row[0]), int(row[1])
 
 
-def _missing(before: tuple[int, int], tally: Tally, after: tuple[int, int]) -> int:
+def missing(before: tuple[int, int], tally: Tally, after: tuple[int, int]) -> int:
     """Rows and updates that the writers made and the table does not have, or the other way round."""
     rows = before[0] + tally.inserted - tally.deleted - after[0]
     return abs(rows) + abs(before[1] + tally.updated - after[1])
@@ -218,8 +217,9 @@ def _pt(database: Database, alter: str) -> None:
         )
         subprocess.run(
             [
-                "pt-online-schema-change", "--execute", "--no-version-check", "--max-load=", "--critical-load=",
-                f"--alter={alter}", f"F={secrets},D={database.database},t={TABLE}",
+                "pt-online-schema-change", "--execute", "--no-version-check", f"--alter={alter}",
+                "--max-load=Threads_running=1000", "--critical-load=Threads_running=1000",
+                f"F={secrets},D={database.database},t={TABLE}",
             ],
             check=True, capture_output=True,
         )  # fmt: skip

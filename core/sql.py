@@ -359,6 +359,8 @@ def _judge(engine: Engine, error: Exception) -> tuple[Reason, str] | None:
             return Reason.DENIED, "connection"
         lost = "closed the connection" in text or "connection is closed" in text or "connection is lost" in text
         return (Reason.GONE if lost else Reason.UNREACHABLE), "connection"
+    if state == "57014" and "user request" in str(error):  # pg_cancel_backend; the rest of this code is time limits
+        return Reason.KILLED, state
     return _POSTGRESQL.get(state) or _POSTGRESQL.get(state[:2]) or Reason.OTHER, state
 
 

@@ -99,7 +99,7 @@ class ActionRun:
         first_seq, first, _ = left[0]
         if isinstance(first, Batch):
             self._batch(first_seq, first)
-        elif self._is_copy(first) and first_seq not in self.there:
+        elif self._is_copy(first):  # done already, too: it clears away what a copy has left
             assert isinstance(first, Statement)
             if copier is None:
                 from migrations.online_copy import online_copy

@@ -123,6 +123,10 @@ def _destroys(context: Context, seen: Seen) -> Iterator[Wrong]:
 def _destroyed(change: Change, table: Table | None, engine: Engine) -> str:
     if change.verb is Verb.DROP_TABLE and "TEMPORARY" not in change.words:
         return f"drops table {change.table}"
+    if change.verb is Verb.CREATE_TABLE and "OR REPLACE" in change.words:
+        return f"replaces table {change.table}"
+    if change.verb is Verb.DROP_TYPE and "SCHEMA" in change.words:
+        return f"drops all that is in {change.name}"
     if change.verb is Verb.DROP_COLUMN:
         return f"drops column {change.table}.{change.name}"
     if change.verb is Verb.TRUNCATE:

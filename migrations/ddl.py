@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from core.sql import Engine
@@ -96,6 +97,7 @@ class Parsed:
         return tuple(dict.fromkeys(each.table for each in self.changes if each.table))
 
 
+@lru_cache(maxsize=1024)
 def parse(sql: str, engine: Engine) -> Parsed:
     """Read one statement. Never raises for what it does not know: that is a change of `Verb.UNKNOWN`."""
     from migrations.reading.words import Reader, Stuck, keywords, words_of

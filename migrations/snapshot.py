@@ -13,21 +13,19 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from core.errors import CommandFailed, DatabaseFailed, NoSpace, NotPermitted, UpdaterError
+from core.errors import DatabaseFailed, NoSpace, NotPermitted, UpdaterError
 from core.faults import point
 from core.files import fsync_dir, write_atomic
 from core.report import Report
 from core.run import run
-from core.sql import Connection, Database, Engine
-from migrations.client_file import libpq, write_client_file
-from migrations.scratch import program
-from migrations.transient import transient_directory
+from core.sql import Database, Engine
+from migrations.snapshot_ways import BY_ENGINE, DATA, by_command, bytes_of, known, size_of
 
 #: Beyond the data's size: a tenth of it, and this many bytes for logs that grow meanwhile.
 RESERVE: Final = 64 << 20
@@ -36,9 +34,6 @@ RESERVE: Final = 64 << 20
 DEADLINE: Final = 6 * 3600.0
 
 ABOUT: Final = "snapshot.json"
-DATA: Final = "data"
-
-_LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +82,7 @@ def take(
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = directory / f".{label}.part"
         shutil.rmtree(part, ignore_errors=True)
-        version, home = _known(database)
+        version, home = known(database)
         size = 0
         if not command:
             size = require_space(database, directory)
@@ -98,9 +93,9 @@ def take(
             said = ""
             with _progress(part, size, report):
                 if command:
-                    said = _by_command(command, database, part, label, deadline)
+                    said = by_command(command, database, part, label, deadline)
                 else:
-                    _BY_ENGINE[database.engine](database, part, deadline)
+                    BY_ENGINE[database.engine](database, part, deadline)
             point("snapshot:copied")
             run("sync", "--file-system", part, timeout=deadline)
             made = Snapshot(
@@ -111,13 +106,14 @@ def take(
                 version=version,
                 made_at=datetime.now(UTC).isoformat(timespec="seconds"),
                 seconds=round(time.monotonic() - begun, 3),
-                bytes=_size(part),
+                bytes=size_of(part),
                 restore=() if command else _restore(database, directory / label / DATA, home),
                 said=said,
             )
             about = {name: value for name, value in asdict(made).items() if name != "path"}
             write_atomic(part / ABOUT, json.dumps(about, indent=1) + "\n", mode=0o600)
             point("snapshot:marked")
+            shutil.rmtree(made.path, ignore_errors=True)  # what is left of one that was being removed
             part.rename(made.path)
             fsync_dir(directory)
         except BaseException:
@@ -131,8 +127,8 @@ def find(directory: Path, label: str) -> Snapshot | None:
     path = directory / label
     try:
         about: dict[str, Any] = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-        known = {name: about[name] for name in Snapshot.__slots__ if name not in ("path", "restore", "said")}
-        return Snapshot(path=path, restore=tuple(about.get("restore", ())), said=str(about.get("said", "")), **known)
+        told = {name: about[name] for name in Snapshot.__slots__ if name not in ("path", "restore", "said")}
+        return Snapshot(path=path, restore=tuple(about.get("restore", ())), said=str(about.get("said", "")), **told)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -150,108 +146,12 @@ def remove(snapshot: Snapshot) -> None:
     shutil.rmtree(snapshot.path)
 
 
-# -- by engine
-
-
-def _mariadb(database: Database, part: Path, deadline: float) -> None:
-    """Copy the files of the running server, and make them whole by what was logged meanwhile."""
-    with transient_directory() as directory:
-        secrets = directory / "client.cnf"
-        write_client_file(secrets, database)
-        tool = program(Engine.MARIADB, "mariadb-backup", package="mariadb-backup")
-        data = f"--target-dir={part / DATA}"
-        _run(tool, f"--defaults-file={secrets}", "--backup", "--parallel=2", data, timeout=deadline)
-        point("snapshot:unprepared")
-        _run(tool, "--no-defaults", "--prepare", data, timeout=deadline)
-
-
-def _postgresql(database: Database, part: Path, deadline: float) -> None:
-    """A base backup with the log that it needs, verified by its own checksums."""
-    with transient_directory() as directory:
-        environment = libpq(directory / "pass", database)
-        basebackup = program(Engine.POSTGRESQL, "pg_basebackup", package="postgresql-client")
-        options = ("--wal-method=stream", "--checkpoint=fast", "--no-password")
-        _run(basebackup, f"--pgdata={part / DATA}", *options, timeout=deadline, env=environment)
-    verify = Path(basebackup).with_name("pg_verifybackup")
-    if verify.exists():
-        _run(str(verify), "--no-parse-wal", "--quiet", str(part / DATA), timeout=deadline)
-
-
-def _sqlite(database: Database, part: Path, deadline: float) -> None:
-    """A copy by SQLite itself, in one go: writers wait for it in rollback-journal mode."""
-    assert database.path is not None
-    with (
-        closing(sqlite3.connect(f"{database.path.as_uri()}?mode=ro", uri=True, timeout=10)) as source,
-        closing(sqlite3.connect(part / DATA)) as copy,
-    ):
-        source.backup(copy)
-        (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
-    if verdict != "ok":
-        raise DatabaseFailed(
-            f"{database} is damaged", what=str(verdict), state="nothing was migrated", next="restore an older backup"
-        )
-
-
-_BY_ENGINE: Final = {Engine.MARIADB: _mariadb, Engine.POSTGRESQL: _postgresql, Engine.SQLITE: _sqlite}
-
-
-def _by_command(command: Sequence[str], database: Database, part: Path, label: str, deadline: float) -> str:
-    """The operator's own program. It may use the directory that it is told, or any other place."""
-    facts = {
-        "label": label,
-        "engine": str(database.engine),
-        "database": database.database,
-        "host": database.host,
-        "port": database.port,
-        "socket": str(database.socket or ""),
-        "user": database.user,
-        "password_file": str(database.password_file or ""),
-        "path": str(database.path or ""),
-        "directory": str(part),
-    }
-    lines = _run(*command, timeout=deadline, input=json.dumps(facts)).splitlines()
-    return lines[-1][:500] if lines else ""
-
-
-def _run(*argv: str, timeout: float, env: dict[str, str] | None = None, input: str | None = None) -> str:
-    """A program that ends with us. Raises CommandFailed with its last words."""
-    try:
-        ends_with_us = ("setpriv", "--pdeathsig=KILL", "--")
-        return run(*ends_with_us, *argv, timeout=timeout, env=env, input=input).stdout
-    except CommandFailed as error:
-        name = Path(argv[0]).name
-        raise CommandFailed(
-            f"the backup failed: {error.message.replace('setpriv', name)}",
-            what=error.what[1:] or error.what,
-            state="nothing was migrated; what was copied has been removed",
-            next=["mend what it complains of, and try again", "updater migrate plan"],
-        ) from error
-
-
-# -- before
-
-
-def _known(database: Database) -> tuple[str, str]:
-    """The server's version, and its data directory as far as it tells. Raises DatabaseFailed where there is more."""
-    if database.engine is Engine.SQLITE:
-        return sqlite3.sqlite_version, ""
-    with Connection.open(database) as connection:
-        if database.engine is Engine.MARIADB:
-            row = connection.one("SELECT version(), @@datadir")
-        else:
-            row = connection.one(
-                "SELECT version(), (SELECT setting FROM pg_settings WHERE name = 'data_directory'),"
-                " (SELECT string_agg(spcname, ', ') FROM pg_tablespace WHERE spcname NOT LIKE 'pg\\_%')"
-            )
-    assert row is not None
-    if len(row) > 2 and row[2]:
-        raise _needs_command(database, f"it has tablespaces of its own: {row[2]}")
-    return str(row[0]), str(row[1] or "").rstrip("/")
+# -- small things
 
 
 def require_space(database: Database, directory: Path) -> int:
     """The bytes that will be copied. Raises NoSpace when they do not fit, DatabaseFailed when they are not here."""
-    size = _bytes(database)
+    size = bytes_of(database)
     wanted = size + size // 10 + RESERVE
     free = shutil.disk_usage(next(each for each in (directory, *directory.parents) if each.exists())).free
     if free < wanted:
@@ -262,38 +162,6 @@ def require_space(database: Database, directory: Path) -> int:
             next=[f"df -h {directory}", f"ls {directory}    older backups can go"],
         )
     return size
-
-
-def _bytes(database: Database) -> int:
-    with Connection.open(database) as connection:
-        if database.engine is Engine.POSTGRESQL:
-            row = connection.one(
-                "SELECT coalesce(sum(pg_database_size(oid)), 0) FROM pg_database"
-                " WHERE has_database_privilege(oid, 'CONNECT') OR pg_has_role('pg_read_all_stats', 'MEMBER')"
-            )
-            return int(row[0]) if row else 0
-        if database.engine is Engine.SQLITE:
-            pages, size = connection.one("PRAGMA page_count"), connection.one("PRAGMA page_size")
-            return int(pages[0]) * int(size[0]) if pages and size else 0
-        row = connection.one("SELECT @@datadir")
-    data = Path(str(row[0])) if row else Path("/nonexistent")
-    here = database.socket is not None or database.host in _LOCAL
-    with suppress(PermissionError):
-        if here and data.is_dir():
-            return _size(data)
-    raise _needs_command(database, f"mariadb-backup copies the server's files, and {data} is not readable here")
-
-
-def _needs_command(database: Database, why: str) -> DatabaseFailed:
-    return DatabaseFailed(
-        f"{database} cannot be backed up from here",
-        what=why,
-        state="nothing was begun",
-        next='in node.toml: [migrations] backup = "command", and backup_command = ["/your/own/program"]',
-    )
-
-
-# -- small things
 
 
 def _restore(database: Database, data: Path, home: str) -> tuple[str, ...]:
@@ -311,16 +179,6 @@ def _restore(database: Database, data: Path, home: str) -> tuple[str, ...]:
     )
 
 
-def _size(path: Path) -> int:
-    """Bytes on disk below a directory; files may come and go meanwhile."""
-    total = 0
-    for each in path.rglob("*"):
-        with suppress(OSError):
-            status = each.lstat()
-            total += min(status.st_size, status.st_blocks * 512)
-    return total
-
-
 @contextmanager
 def _progress(part: Path, total: int, report: Report) -> Iterator[None]:
     """Tell once a second how much is copied."""
@@ -328,7 +186,7 @@ def _progress(part: Path, total: int, report: Report) -> Iterator[None]:
 
     def tell() -> None:
         while not ended.wait(1):
-            report.progress("backup", min(_size(part), total), total)
+            report.progress("backup", min(size_of(part), total), total)
 
     teller = threading.Thread(target=tell, daemon=True)
     if total:

@@ -157,7 +157,7 @@ def _on_the_node(node: Node, server: Server, table: Table) -> None:
         node.updater("activate")
         node.expect("b")
         node.updater("status")
-        for line in [*own.seen(node.machine), data.seen(node.machine, "MR96-1")]:
+        for line in [*own.seen(node.machine), own.data_read(node.machine, "MR96-1")]:
             print(f"  seen inside: {line}")
         node.updater("migrate status")
         said.append(node.brief())
@@ -165,7 +165,7 @@ def _on_the_node(node: Node, server: Server, table: Table) -> None:
         node.updater("rollback")
         node.expect("a")
         node.updater("status")
-        print(f"  seen inside: {data.seen(node.machine, 'MR95-1')}")
+        print(f"  seen inside: {own.data_read(node.machine, 'MR95-1')}")
         said.append(node.brief())
     with table.phase("forward to MR96-1 again") as said:
         node.updater("activate")
@@ -184,7 +184,7 @@ def _on_the_node(node: Node, server: Server, table: Table) -> None:
                 raise DemoError(f"try {number} booted slot {boot.slot}")
         node.expect("b")
         node.updater("status")
-        print(f"  seen inside: {data.seen(node.machine, 'MR96-1')}")
+        print(f"  seen inside: {own.data_read(node.machine, 'MR96-1')}")
         said.append(node.brief())
     with table.phase("rollback is refused, with the reason"):
         text = node.updater("rollback", expect=35)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from vagrant import data
 from vagrant.qemu import Machine, MachineError
 from vagrant.rpms import Rpms
 
@@ -74,3 +75,11 @@ def seen(machine: Machine) -> list[str]:
             raise MachineError(f"{what} did not arrive: `{command}` says {found!r}")
         lines.append(f"{what}: {expected!r}")
     return lines
+
+
+def data_read(machine: Machine, release: str) -> str:
+    """Have the running release read the application's data. Raises MachineError when it reads something else."""
+    wanted, found = data.answer(release), machine.run("acme-balance", check=False)
+    if found.stdout.strip() != wanted:
+        raise MachineError(f"the data: wanted {wanted!r}, `acme-balance` says {found.stdout + found.stderr!r}")
+    return wanted

@@ -116,7 +116,8 @@ class Agent:
         """As `done`, but a job that vanished (or was terminated, as by a reboot) is returned as such."""
         name, under_way = self._through(within, lambda: self._turn(job))
         if not under_way:
-            self._begin(name, verb)
+            # A line that breaks meanwhile leaves open whether it began; under the same name it does so once.
+            self._through(within, lambda: self.start(name, *verb))
         found = self.follow(name, within, on_event=on_event)
         terminated = found.error is not None and found.error.kind == Terminated.kind
         if found.state is JobState.FAILED and not terminated:
@@ -136,18 +137,6 @@ class Agent:
             if found.state is JobState.RUNNING or not found.began:
                 return name, found.began
         raise CommandFailed(f"{self.name}: {job} was tried {_NAMES} times", next=f"on {self.name}: updater job list")
-
-    def _begin(self, job: str, verb: Sequence[str]) -> None:
-        """Start a job; a line that breaks meanwhile leaves open whether it was, so that is asked again."""
-        for last in (False, True):
-            try:
-                self.start(job, *verb)
-                return
-            except SiteUnreachable as error:
-                if last:
-                    raise
-                self._awaited(error)
-                self._pause(self._poll)
 
     def _through(self, within: float, look: Callable[[], T]) -> T:
         """Look; again, for so many seconds, while the node cannot be reached."""

@@ -43,7 +43,7 @@ class Ended:
 
 class Controller:
     """A controller of one installation. `world`: made of the run and the fencing token when work begins. `pace`: None
-    for the usual one.
+    for the usual one. `show` is called with each event: kind, step, text.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Controller:
         pace: Pace | None = None,
         lease: float = LEASE,
         samples: float = EVERY,
+        show: Callable[[str, str, str], None] = lambda *_: None,
     ) -> None:
         self.sites = sites
         self.tables = tables
@@ -63,6 +64,7 @@ class Controller:
         self._pace = pace
         self._lease = lease
         self._samples = samples
+        self._show = show
 
     def start(self, runbook: Runbook, *, bundle: str, approve: Approve, who: str) -> Ended:
         """Begin a run and go on with it. Raises Busy, or WrongState when a run is open."""
@@ -159,7 +161,14 @@ class Controller:
         world = self._world(run, lease.fence)
         pace = self._pace or Pace(drain=self.sites.drain)
         engine = Engine(
-            sites=self.sites, runs=self.runs, lease=lease, world=world, notifier=notifier, pace=pace, run=run
+            sites=self.sites,
+            runs=self.runs,
+            lease=lease,
+            world=world,
+            notifier=notifier,
+            pace=pace,
+            run=run,
+            show=self._show,
         )
         engine.tell("held", text=f"{lease.holder} has the run, token {lease.fence}", fence=lease.fence)
         if event is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from core.errors import CommandFailed, NotReady, SiteUnreachable, WrongState
+from core.errors import NotReady
 from zdu import ledgers, sightings
 from zdu.gates import Facts
 from zdu.hands import Hands
@@ -57,22 +57,28 @@ class RealWorld:
         return self.sites.by_name[step.site]
 
 
-def _check_node(world: RealWorld, hands: Hands, step: Step, talk: Talk) -> str:
-    """Its clock, and what staging would do there: carried modifications, space, keys, configuration."""
-    node = hands.node(step.server)
+def fit(world: RealWorld, hands: Hands, server: str) -> str:
+    """Look whether a server could be upgraded: its clock, and what staging would do there (carried modifications,
+    space, keys, configuration). Raises what stands against it.
+    """
+    node = hands.node(server)
     seen = node.status()
     if abs(seen.skew) > SKEW:
         raise NotReady(
-            f"the clock of {step.server} is {seen.skew:+.0f} s off",
+            f"the clock of {server} is {seen.skew:+.0f} s off",
             state="nothing was changed",
-            next=f"on {step.server}: timedatectl status",
+            next=f"on {server}: timedatectl status",
         )
     if seen.runs == world.target:
-        return f"{step.server} has {world.target} already"
+        return f"{server} has {world.target} already"
     planned = node.plan(world.bundle)
     if planned.error is not None:
         raise planned.error
     return f"{planned.title}; {len(planned.checks)} checks pass"
+
+
+def _check_node(world: RealWorld, hands: Hands, step: Step, talk: Talk) -> str:
+    return fit(world, hands, step.server)
 
 
 def _stage(world: RealWorld, hands: Hands, step: Step, talk: Talk) -> str:
@@ -92,7 +98,7 @@ def _rollback(world: RealWorld, hands: Hands, step: Step, talk: Talk) -> str:
     seen = node.status()
     if seen.upgrade is not None and seen.upgrade.verb != "rollback":
         seen = node.abort(f"{talk.job}.abort", SWITCH)
-    if seen.runs != step.release and not seen.booting == step.release:
+    if seen.runs != step.release and seen.booting != step.release:
         seen = node.rollback(talk.job, step.release, SWITCH, on_event=_News(talk))
     return f"{step.server} boots {seen.booting or seen.runs or step.release}"
 

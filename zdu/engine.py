@@ -44,10 +44,21 @@ class AbortWanted(Exception):
 
 
 class Engine:
-    """The pieces. `ended`: set when the leg has been closed. `fault`: why the controller cannot go on, if it cannot."""
+    """The pieces. `show` is called with each event as it comes: kind, step, text. `ended`: set when the leg has been
+    closed. `fault`: why the controller cannot go on, if it cannot.
+    """
 
     def __init__(
-        self, *, sites: Sites, runs: Runs, lease: Lease, world: World, notifier: Notifier, pace: Pace, run: Run
+        self,
+        *,
+        sites: Sites,
+        runs: Runs,
+        lease: Lease,
+        world: World,
+        notifier: Notifier,
+        pace: Pace,
+        run: Run,
+        show: Callable[[str, str, str], None] = lambda *_: None,
     ) -> None:
         self.sites = sites
         self.runs = runs
@@ -56,6 +67,7 @@ class Engine:
         self.notifier = notifier
         self.pace = pace
         self.run = run
+        self.show = show
         self.ended = threading.Event()
         self.leaving = threading.Event()
         self.fault: UpdaterError | None = None
@@ -98,7 +110,8 @@ class Engine:
             raise Leaving
 
     def tell(self, kind: str, step: str = "", text: str = "", **data: Any) -> None:
-        """Record an event; one that cannot be recorded holds nothing up."""
+        """Record an event, and show it; one that cannot be recorded holds nothing up."""
+        self.show(kind, step, text)
         try:
             self.runs.tell(self.run.id, kind, step, text, data)
         except UpdaterError:

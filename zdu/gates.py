@@ -46,7 +46,7 @@ class SiteFacts:
     applied: bool | None = None
     healthy: bool | None = None
     billing_active: bool | None = None
-    locked: bool | None = None  # the main database holds back at least what the delta amounts to
+    locked: bool | None = None  # the lock step of the open delta got to its end once, or there is no delta
     untransferred: int | None = None  # call records
     balanced: bool | None = None
     problems: tuple[str, ...] = ()

@@ -1,19 +1,21 @@
-"""The drivers of an installation, put together from its sites file: shells, nodes, dispatchers, virtual IPs, counters of
-calls, the operator's switches, ledgers. Nothing is asked of anybody before it is used.
+"""The drivers of an installation, put together from its sites file: shells, nodes, dispatchers, virtual IPs, counters
+of calls, the operator's switches, ledgers. Nothing is asked of anybody before it is used.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Final
 
 from core.errors import CommandFailed, ConfigError, UpdaterError
+from core.run import Result
 from core.sql import Engine
 from zdu.databases import Replica, replica
 from zdu.drivers import SwitchConfig
+from zdu.limits import Role
 from zdu.nodes import Node
 from zdu.remote import RemoteShell
 from zdu.sites import Site, SiteCheck, SiteCheckKind, Sites
@@ -53,9 +55,7 @@ class Hands:
 
     def watched(self, check: Callable[[], None]) -> Hands:
         """The same lines to servers, with somebody else's `check`."""
-        other = Hands(self.sites, self.fence, check=check, shell=self._line)
-        other.__dict__["_own"] = False
-        return other
+        return Hands(self.sites, self.fence, check=check, shell=self._line)
 
     def close(self) -> None:
         """Hang up all lines."""
@@ -93,8 +93,6 @@ class Hands:
 
     def calls(self, site: Site) -> Calls:
         """Who counts the calls of a site."""
-        from zdu.limits import Role
-
         names = site.calls.hosts or tuple(server.name for server in site.with_role(Role.SIP))
         addresses = {server.name: server.address for server in site.servers}
         return calls(site.name, site.calls, [self.shell(name) for name in names], addresses)
@@ -191,9 +189,21 @@ class _Watched:
         self._check = check
         self.name = shell.name
 
-    def __getattr__(self, name: str) -> object:
+    def run(self, argv: Sequence[str], *, input: str | None = None, timeout: float = 10) -> Result:
         self._check()
-        return getattr(self._shell, name)
+        return self._shell.run(argv, input=input, timeout=timeout)
+
+    def exists(self, path: Path) -> bool:
+        self._check()
+        return self._shell.exists(path)
+
+    def read(self, path: Path) -> bytes:
+        self._check()
+        return self._shell.read(path)
+
+    def write(self, path: Path, data: bytes, mode: int | None = None) -> None:
+        self._check()
+        self._shell.write(path, data, mode)
 
 
 def _tcp(_: Hands, check: SiteCheck) -> str:

@@ -63,7 +63,7 @@ class GateKind(StrEnum):
     STANDBY = "standby"  # the dispatcher is out of service, and holds no virtual IP
     IN_SERVICE = "in-service"  # the dispatcher could take the virtual IPs, and sends to where the others send
     HEALTHY = "healthy"  # the checks of the site pass
-    LOCKED = "locked"  # the main database holds back what the delta amounts to
+    LOCKED = "locked"  # the main database held back, once, what the delta amounted to; the switch locks the rest
     TRANSFERRED = "transferred"  # no call record is left that only the delta database has
     BALANCED = "balanced"  # sums agree on both sides, nothing is locked
     BILLING_RESTS = "billing-rests"

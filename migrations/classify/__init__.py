@@ -117,6 +117,8 @@ def unknown(change: Change) -> Verdict:
 def on_new_table(change: Change, schema: Schema) -> Verdict | None:
     """Nobody uses a table that the migrations themselves make."""
     table = schema.table(change.table)
+    if change.verb in (Verb.INSERT, Verb.UPDATE, Verb.DELETE) and _reads_others(change):
+        return None
     if table is not None and table.fresh and change.verb is not Verb.UNKNOWN:
         return Verdict(impact=Impact.INSTANT, reason="no release uses this table yet", unused=True, change=change)
     return None
@@ -127,7 +129,7 @@ def on_rows(change: Change, schema: Schema) -> Verdict:
     if change.verb is Verb.SELECT:
         return Verdict(impact=Impact.ONLINE, reason="only reads", change=change)
     if change.verb is Verb.INSERT:
-        if "SELECT" in change.words or "WITH" in change.words:
+        if selects(change):
             if schema.engine is Engine.MARIADB:
                 return Verdict(
                     impact=Impact.BLOCKS_WRITES,
@@ -136,7 +138,8 @@ def on_rows(change: Change, schema: Schema) -> Verdict:
                 )
             return Verdict(impact=Impact.ONLINE, reason="adds rows; nobody waits for them", change=change)
         return Verdict(impact=Impact.INSTANT, reason="adds the rows that it names", change=change)
-    if "LIMIT" in change.words or _by_key(change, schema):
+    few = re.fullmatch(r"\s*LIMIT\s+(\d{1,4})\s*", change.definition, re.IGNORECASE)
+    if few or _by_key(change, schema):
         return Verdict(impact=Impact.INSTANT, reason="changes the few rows that it names", change=change)
     return Verdict(
         impact=Impact.BLOCKS_WRITES,
@@ -145,8 +148,22 @@ def on_rows(change: Change, schema: Schema) -> Verdict:
     )
 
 
+def selects(change: Change) -> bool:
+    """Whether rows of other tables go into it; a string that has the word in it may count, too."""
+    return bool(change.words & {"SELECT", "WITH"} or re.search(r"\bSELECT\b", change.definition, re.IGNORECASE))
+
+
+def _reads_others(change: Change) -> bool:
+    """Whether it looks at more than its own table."""
+    more = {"USING", "JOIN"} | ({"FROM"} if change.verb is Verb.UPDATE else set())
+    several = change.definition.lstrip().upper().startswith((",", "FROM"))  # UPDATE t, u SET …; DELETE t FROM t, u …
+    return selects(change) or bool(change.words & more) or several
+
+
 def _by_key(change: Change, schema: Schema) -> bool:
     """``WHERE key = value`` and nothing else."""
+    if _reads_others(change):
+        return False
     found = re.search(r"\bWHERE\s+[`\"\[]?(\w+)[`\"\]]?\s*=\s*('[^']*'|-?\d+)\s*$", change.definition, re.IGNORECASE)
     table = schema.table(change.table)
     return bool(found and table and table.unique(found[1]))
@@ -156,6 +173,8 @@ def always(change: Change) -> Verdict | None:
     """What is the same for all engines."""
     if change.verb is Verb.UNKNOWN:
         return unknown(change)
+    if change.verb is Verb.DROP_TYPE and "SCHEMA" in change.words:
+        return Verdict(impact=Impact.BLOCKS_ALL, reason="everything in it goes", change=change)
     told = _ALWAYS.get(change.verb)
     return Verdict(impact=Impact.INSTANT, reason=told, change=change) if told else None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from core.sql import Engine
-from migrations.classify import Impact, Verdict, Version, always, on_new_table, on_rows
+from migrations.classify import Impact, Verdict, Version, always, on_new_table, on_rows, selects
 from migrations.classify.mariadb_columns import change_column, constant_default
 from migrations.classify.mariadb_levels import COPY, INSTANT, NOCOPY, REBUILD, SHARED, Found
 from migrations.columns import column_of
@@ -41,7 +41,7 @@ def judge(parsed: Parsed, version: Version, schema: Schema) -> Iterator[Verdict]
 
 
 def _create(change: Change) -> Verdict:
-    if "SELECT" in change.words:
+    if selects(change):
         return Verdict(
             impact=Impact.BLOCKS_WRITES,
             reason="locks the rows that it copies until it ends",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from core.sql import Engine
-from migrations.classify import Impact, Verdict, Version, always, on_new_table, on_rows
+from migrations.classify import Impact, Verdict, Version, always, on_new_table, on_rows, selects
 from migrations.columns import Column, column_of
 from migrations.ddl import Change, Parsed, Verb
 from migrations.tables import Schema, Table
@@ -236,7 +236,7 @@ def _option(change: Change, table: Table | None, version: Version) -> Verdict:
 
 
 def _create(change: Change, table: Table | None, version: Version) -> Verdict:
-    if "SELECT" in change.words:
+    if selects(change):
         return _verdict(change, Impact.ONLINE, "reads what it copies; nobody waits")
     return _verdict(change, Impact.INSTANT, "a new table, empty")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from migrations.classify import Impact, Verdict, Version, always, on_new_table, on_rows
+from migrations.classify import Impact, Verdict, Version, always, on_new_table, on_rows, selects
 from migrations.ddl import Change, Parsed, Verb
 from migrations.tables import Schema
 
@@ -28,7 +28,7 @@ def _judge(change: Change, version: Version, schema: Schema) -> Verdict:
             return _long(change, "adds all that it selects in one transaction: use a batch")
         return found
     if change.verb is Verb.CREATE_TABLE:
-        if "SELECT" in change.words:
+        if selects(change):
             return _long(change, "copies rows into the new table")
         return _short(change, "a new table, empty")
     if change.verb is Verb.ADD_COLUMN:

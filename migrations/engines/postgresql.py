@@ -18,6 +18,7 @@ from migrations.ddl import Parsed, Verb, parse
 from migrations.engines import Guard, Holder, Load, Presence, Size, Work, apart, probed, together
 from migrations.engines.postgresql_effects import derived, quoted, regclass
 from migrations.engines.postgresql_locks import Needs, needs
+from migrations.engines.postgresql_queries import HOLDERS, INVALID, TREE
 
 #: The advisory lock of the one runner of a database; advisory locks are the database's own.
 LOCK: Final = 0x7570_6461_7465_7201
@@ -25,6 +26,9 @@ LOCK: Final = 0x7570_6461_7465_7201
 #: Seconds that a CONCURRENTLY statement may wait for transactions older than itself. Nobody queues behind it, but each
 #: new try builds the index from the beginning.
 CONCURRENT_WAIT: Final = 300.0
+
+#: Seconds: no limit.
+LONGEST: Final = 86400.0
 
 #: Seconds that a statement with a lock may at least work, in the non-blocking phase, however long it waited.
 SHORTEST: Final = 0.1
@@ -112,7 +116,7 @@ class PostgreSQLServer:
     def holders(self, tables: Sequence[str], *, older: float = 1.0) -> list[Holder]:
         """Transactions, prepared ones too, that lock one of the tables or a partition of it."""
         names = [regclass(each) for each in tables]
-        rows = self._connection.execute(_HOLDERS, (names, older)).rows if names else []
+        rows = self._connection.execute(HOLDERS, (names, older)).rows if names else []
         return [
             Holder(id=str(id), who=str(who), seconds=float(seconds), query=query or "", idle=bool(idle), certain=True)
             for id, who, seconds, query, idle in rows
@@ -131,7 +135,7 @@ class PostgreSQLServer:
     def execute(self, work: Sequence[Work], guard: Guard) -> None:
         """Run statements and their records under the guard."""
         parsed = [parse(each.statement.sql, self.engine) for each in work]
-        wanted = [needs(each) for each in parsed]
+        wanted = [Needs() if each.done else needs(its) for each, its in zip(work, parsed, strict=True)]
         if any(each.alone for each in wanted):
             self._alone(work[0], parsed[0], guard)
         elif guard.online and any(each.stalls for each in wanted):
@@ -158,7 +162,7 @@ class PostgreSQLServer:
         name = regclass(table)
         plan = self._connection.one(f"EXPLAIN (FORMAT JSON) SELECT 1 FROM {name}")
         row = self._connection.one(
-            f"WITH {_TREE} SELECT coalesce(sum(pg_total_relation_size(oid)), 0) FROM tree", ([name],)
+            f"WITH {TREE} SELECT coalesce(sum(pg_total_relation_size(oid)), 0) FROM tree", ([name],)
         )
         return Size(rows=int(plan[0][0]["Plan"]["Plan Rows"]) if plan else 0, bytes=int(row[0]) if row else 0)
 
@@ -190,31 +194,31 @@ class PostgreSQLServer:
         """
         until = time.monotonic() + guard.lock_wait
         with self._connection.transaction():
-            for need in wanted:
-                for mode, names in need.locks:
-                    for table in self._existing(names):
-                        self._lock(table, mode, until)
+            tables = [(mode, table) for need in wanted for mode, names in need.locks for table in self._existing(names)]
+            for mode, table in tables:
+                self._limit(max(0.01, until - time.monotonic()), None)
+                self._connection.execute(f"LOCK TABLE {table} IN {mode} MODE")
             point("migrate:locked")
-            bounds = [max(SHORTEST, until - time.monotonic()), guard.time_limit]
-            self._limit(guard.lock_wait, min(each for each in bounds if each is not None))
+            # What locks by itself (rows, mostly) gets the time for it, and then a little more.
+            left = until - time.monotonic() if tables else guard.lock_wait + SHORTEST
+            self._limit(guard.lock_wait, min(max(SHORTEST, left), guard.time_limit or LONGEST))
             for each in work:
-                self._connection.execute(each.statement.sql)
+                if not each.done:
+                    self._connection.execute(each.statement.sql)
                 point("migrate:executed")
                 each.record()
             point("migrate:committing")
 
     def _existing(self, names: Sequence[str]) -> list[str]:
-        """Those that are tables, as the server writes them."""
+        """Those that are tables, or the tables of those that are indexes, as the server writes them."""
         rows = self._connection.execute(
-            "SELECT oid::regclass::text FROM unnest(%s::text[]) WITH ORDINALITY AS wanted(name, place)"
-            " JOIN pg_class ON oid = to_regclass(name) WHERE relkind IN ('r', 'p') ORDER BY place",
+            "SELECT coalesce(indrelid, oid)::regclass::text"
+            " FROM unnest(%s::text[]) WITH ORDINALITY AS wanted(name, place)"
+            " JOIN pg_class ON oid = to_regclass(name) LEFT JOIN pg_index ON indexrelid = oid"
+            " WHERE relkind IN ('r', 'p', 'i', 'I') ORDER BY place",
             ([regclass(each) for each in names],),
         ).rows
         return [str(name) for (name,) in rows]
-
-    def _lock(self, table: str, mode: str, until: float) -> None:
-        self._limit(max(0.01, until - time.monotonic()), None)
-        self._connection.execute(f"LOCK TABLE {table} IN {mode} MODE")
 
     def _alone(self, work: Work, parsed: Parsed, guard: Guard) -> None:
         """A statement that refuses to run in a transaction. Others do not queue behind it."""
@@ -235,7 +239,7 @@ class PostgreSQLServer:
         for change in parsed.changes:
             if change.verb is not Verb.ADD_INDEX or "CONCURRENTLY" not in change.words or not change.name:
                 continue
-            row = self._connection.one(_INVALID, (change.name, regclass(change.table)))
+            row = self._connection.one(INVALID, (change.name, regclass(change.table)))
             if row is None:
                 continue
             index, builder = row
@@ -296,39 +300,3 @@ def _milliseconds(seconds: float | None) -> int:
 
 def _unfit(message: str, what: str, next: str) -> DatabaseFailed:
     return DatabaseFailed(message, what=what, state="nothing was changed", next=next)
-
-
-#: The tables of these names, and their partitions, as `tree`.
-_TREE: Final = """RECURSIVE tree(oid) AS (
-    SELECT to_regclass(name)::oid FROM unnest(%s::text[]) AS name WHERE to_regclass(name) IS NOT NULL
-    UNION SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = tree.oid
-)"""
-
-#: An autovacuum makes room by itself, unless it is there to prevent a wraparound.
-_HOLDERS: Final = f"""
-WITH {_TREE}, held AS (
-    SELECT pid, virtualtransaction FROM pg_locks JOIN tree ON relation = tree.oid
-    WHERE locktype = 'relation' AND granted AND pid IS DISTINCT FROM pg_backend_pid()
-      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-), old(id, who, began, query, idle) AS (
-    SELECT pid::text, concat(coalesce(usename, backend_type), '@',
-               coalesce(client_hostname, host(client_addr), 'localhost'), ' (' || nullif(application_name, '') || ')'),
-           xact_start, query, state LIKE 'idle in transaction%%'
-    FROM pg_stat_activity WHERE pid IN (SELECT pid FROM held)
-      AND (backend_type <> 'autovacuum worker' OR query LIKE '%%to prevent wraparound%%')
-    UNION ALL
-    SELECT gid, concat(owner, ', prepared transaction'), prepared, '', true
-    FROM pg_prepared_xacts JOIN pg_locks ON locktype = 'transactionid' AND transactionid = transaction AND pid IS NULL
-    WHERE virtualtransaction IN (SELECT virtualtransaction FROM held WHERE pid IS NULL)
-)
-SELECT id, who, extract(epoch FROM clock_timestamp() - began), query, idle FROM old
-WHERE began < clock_timestamp() - make_interval(secs => %s) ORDER BY began
-"""
-
-#: The index of this name on this table if it is INVALID, and who is building it.
-_INVALID: Final = """
-SELECT i.indexrelid::regclass::text, p.pid
-FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-LEFT JOIN pg_stat_progress_create_index p ON p.index_relid = i.indexrelid
-WHERE c.relname = %s AND i.indrelid = to_regclass(%s) AND NOT i.indisvalid
-"""

@@ -84,6 +84,8 @@ def _locks(change: Change, *, by_alter: bool = False) -> list[tuple[str, str]]:
         return [(SHARE_ROW, each.references) for each in made if each.references and each.references != change.table]
     if _quiet(change) or change.verb in _ROWS or change.verb is Verb.UNKNOWN:
         return []
+    if change.verb is Verb.DROP_INDEX:
+        return [(EXCLUSIVE, change.name)]  # it stands for its table
     if change.verb is Verb.ADD_FOREIGN_KEY:
         return [(SHARE_ROW, change.table), (SHARE_ROW, change.references)]
     if change.verb in (Verb.CREATE_ROUTINE, Verb.DROP_ROUTINE):

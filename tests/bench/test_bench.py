@@ -11,10 +11,12 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from bench import carry, configuration
+from bench import carry, configuration, migrations
 from bench.__main__ import Extent, measure
 from bench.devices import loop_device
 from bench.timing import Sample, in_turns, table
+from bench.writers import Tally
+from core.sql import Engine
 
 MIB = 1 << 20
 
@@ -78,3 +80,20 @@ def test_configuration_is_measured_and_nothing_stays(tmp_path: Path) -> None:
     assert [figure.name for figure in figures] == ["render_200_files_s", "resolve_tree_s"]
     assert all(figure.value > 0 for figure in figures)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("engine", [Engine.MARIADB, Engine.POSTGRESQL])
+def test_migrations_are_measured_on_real_servers(engine: Engine) -> None:
+    extent = migrations.Extent(rows=2000, rate=80, turns=1, idle=1.5, statements=20, engines=(engine,))
+    # a place that is open to the servers' own users, as pytest's directories are not
+    figures = {figure.name: figure.value for figure in migrations.measure(extent, Path("/var/tmp"))}
+    wanted = {"stall_instant_ms", "stall_online_ms", "stall_vs_best_peer", "idle_txn_stall_ms", "rows_lost"}
+    assert set(figures) == {f"{name}_{engine}" for name in wanted} | {"lint_500_s"}
+    assert figures[f"rows_lost_{engine}"] == 0
+
+
+def test_a_row_that_is_lost_is_counted() -> None:
+    tally = Tally(inserted=3, updated=7, deleted=1)
+    assert migrations.missing((10, 0), tally, (12, 7)) == 0
+    assert migrations.missing((10, 0), tally, (11, 7)) == 1
+    assert migrations.missing((10, 0), tally, (12, 5)) == 2

@@ -1,4 +1,4 @@
-"""A run that dies at any point is gone on with, and nobody can tell afterwards: schema, rows and ledger are the same."""
+"""A run that dies at any point is gone on with, and nobody can tell afterwards: schema, rows, ledger are the same."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ ADD = "UPDATE accounts SET balance = balance + 1000 WHERE id > :low AND id <= :h
 
 def story(engine: Engine, rows: int = 30) -> list[Migration]:
     """Something of everything."""
-    insert = [
-        "INSERT INTO accounts (id, balance) VALUES "
-        + ", ".join(f"({n}, {n % 7})" for n in range(first, min(first + 1000, rows)))
-        for first in range(0, rows, 1000)
-    ]
+    numbers = {
+        Engine.MARIADB: f"SELECT seq - 1 AS n FROM seq_1_to_{rows}",
+        Engine.POSTGRESQL: f"SELECT generate_series(0, {rows - 1}) AS n",
+        Engine.SQLITE: f"WITH RECURSIVE s (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM s WHERE n < {rows - 1}) "
+        "SELECT n FROM s",
+    }[engine]
+    insert = f"INSERT INTO accounts (id, balance) SELECT n, n % 7 FROM ({numbers}) AS numbers"
     changes = {
         Engine.MARIADB: [
             "ALTER TABLE accounts ADD COLUMN credit DECIMAL(12,2) NOT NULL DEFAULT 0, ADD INDEX by_credit (credit)",
@@ -62,7 +64,7 @@ def story(engine: Engine, rows: int = 30) -> list[Migration]:
             [
                 "CREATE TABLE accounts (id INTEGER NOT NULL PRIMARY KEY, balance INTEGER NOT NULL, note VARCHAR(20))",
                 "CREATE INDEX by_balance ON accounts (balance)",
-                *insert,
+                insert,
             ],
             ["DROP TABLE accounts"],
         ),
@@ -89,11 +91,6 @@ def fresh(database: Database, number: int) -> Iterator[Database]:
             yield replace(database, database=name)
         finally:
             admin.execute(f"DROP DATABASE {name}{' WITH (FORCE)' * (database.engine is Engine.POSTGRESQL)}")
-
-
-def spread(count: int, most: int) -> list[int]:
-    """At most so many of the numbers, over the whole range."""
-    return sorted({round(n * (count - 1) / (most - 1)) for n in range(most)}) if count > most else list(range(count))
 
 
 @pytest.mark.parametrize("engine", list(Engine), ids=str)
@@ -140,21 +137,21 @@ def test_it_dies_twice_and_undoes_and_dies(engine: Engine, request: pytest.Fixtu
 def test_it_dies_at_any_instant(engine: Engine, request: pytest.FixtureRequest) -> None:
     """In the middle of statements, too: then the server may go on with what a dead client has sent."""
     database: Database = request.getfixturevalue(str(engine))
-    lab = Lab(database, *story(engine, rows=20_000))
+    lab = Lab(database, *story(engine, rows=30_000))
     began = time.monotonic()
     lab.run()
     took = time.monotonic() - began
     whole = lab.look()
     chance = random.Random(11)
     died = 0
-    for number in range(10):
+    for number in range(6):
         with fresh(database, number) as other:
-            again = Lab(other, *story(engine, rows=20_000))
+            again = Lab(other, *story(engine, rows=30_000))
             for _ in range(3):
                 died += killed_after(chance.uniform(0, took), again.run)
             again.run()
             assert again.look() == whole
-    assert died > 5
+    assert died > 3
 
 
 def test_two_runners_at_once(database: Database) -> None:

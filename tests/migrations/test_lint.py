@@ -30,8 +30,8 @@ queries = "queries.sql"
 
 SCHEMA = """
 CREATE TABLE account (
-    id INT NOT NULL PRIMARY KEY, name VARCHAR(40), note VARCHAR(20), owner INT, balance DECIMAL(10,2) NOT NULL DEFAULT 0,
-    KEY (owner)
+    id INT NOT NULL PRIMARY KEY, name VARCHAR(40), note VARCHAR(20), owner INT,
+    balance DECIMAL(10,2) NOT NULL DEFAULT 0, KEY (owner)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
 CREATE TABLE xdr (
     id BIGINT NOT NULL PRIMARY KEY, account_id INT, at DATETIME, FOREIGN KEY (account_id) REFERENCES account (id)
@@ -85,6 +85,17 @@ ERROR, WARNING, NOTE = Severity
         (migration("DELETE FROM xdr", phase="blocking"), "destroys-data", ERROR),
         (migration("ALTER TABLE xdr MODIFY id INT NOT NULL", phase="blocking"), "destroys-data", ERROR),
         (migration("ALTER TABLE account MODIFY note VARCHAR(10)", phase="blocking"), "destroys-data", ERROR),
+        (migration("CREATE OR REPLACE TABLE xdr (id INT PRIMARY KEY)", phase="blocking"), "destroys-data", ERROR),
+        (migration("DROP SCHEMA other", phase="blocking"), "destroys-data", ERROR),
+        (migration("INSERT INTO xdr (id) (SELECT id FROM account)"), "blocking-while-serving", ERROR),
+        (migration("CREATE TABLE n AS (SELECT id FROM account)"), "blocking-while-serving", ERROR),
+        (
+            migration("CREATE TABLE n (id INT PRIMARY KEY)", "INSERT INTO n SELECT id FROM account"),
+            "blocking-while-serving",
+            ERROR,
+        ),
+        (migration("DELETE FROM xdr WHERE account_id = 1 LIMIT 10"), "blocking-while-serving", ERROR),
+        (migration("DELETE xdr FROM xdr, account WHERE id = 7"), "blocking-while-serving", ERROR),
         (migration("ALTER TABLE account ADD n INT", down=""), "missing-down", WARNING),
         (migration("ALTER TABLE account ADD n INT", down="", phase="blocking"), "missing-down", ERROR),
         (migration("OPTIMIZE TABLE xdr", phase="blocking"), "no-probe", ERROR),
@@ -225,14 +236,19 @@ def test_versions_differ(version: str, sql: str, impact: Impact) -> None:
 
 @pytest.fixture
 def report(tmp_path: Path) -> LintReport:
-    """A report with an error in line 6 of a migration whose statement would steer a terminal."""
-    evil = "ALTER TABLE account DROP COLUMN note /* % \x1b[31m, : */"
-    return lint(load(catalogue(tmp_path, migration(evil))))
+    """A report with one error, of a statement that would steer a terminal."""
+    evil = "ALTER TABLE account DROP /* % \x1b[31m, : */ COLUMN note;"
+    return lint(
+        load(catalogue(tmp_path, f'database = "billing"\nphase = "blocking"\nexpected = 1\n{FILE}{DOWN}', x=evil))
+    )
+
+
+FILE = '[[up]]\nfile = "x.sql"\n'
 
 
 def test_people_read_it(report: LintReport) -> None:
     lines = list(text(report))
-    assert lines[0] == "error   0001-m.toml:5   destroys-data"
+    assert lines[0] == "error   x.sql:1   destroys-data"
     assert lines[-1] == "1 statement: 1 error"
     assert not any("\x1b" in line for line in lines)
     assert all(len(line) <= 120 for line in lines)
@@ -263,7 +279,7 @@ def test_sarif_has_what_its_schema_wants(report: LintReport, tmp_path: Path) -> 
 def test_a_pull_request_gets_remarks(report: LintReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (line,) = github(report, tmp_path)
-    assert line.startswith("::error file=0001-m.toml,line=5,title=destroys-data%3A ")
+    assert line.startswith("::error file=x.sql,line=1,title=destroys-data%3A ")
     assert "\n" not in line
 
 
@@ -272,7 +288,8 @@ def test_the_command(tmp_path: Path) -> None:
     migrate_lint.register(app)
     app.callback()(lambda: None)
     good, bad = tmp_path / "good", tmp_path / "bad"
-    good.mkdir(), bad.mkdir()
+    good.mkdir()
+    bad.mkdir()
     catalogue(good, migration("ALTER TABLE account ADD n INT"))
     catalogue(bad, migration("ALTER TABLE account DROP COLUMN note"))
     fine = CliRunner().invoke(app, ["lint", str(good)])
@@ -282,3 +299,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert isinstance(refused.exception, CatalogueInvalid)
     assert refused.exception.exit_code == 27
     assert json.loads(refused.stdout)["version"] == "2.1.0"
+
+
+def test_the_page_has_every_rule() -> None:
+    page = Path(__file__).parents[2] / "docs" / "migrations-lint.md"
+    for rule in RULES.values():
+        assert f"| `{rule.id}` | {rule.severity} |" in page.read_text(encoding="utf-8")

@@ -23,13 +23,15 @@ from core.errors import MigrationFailed, MigrationStopped, NoSpace
 from core.report import Event, Kind, Report
 from core.run import Result
 from core.sql import Connection, Database, Reason, SqlError
-from migrations import online_copy as module
+from migrations import copy_tool
 from migrations.catalogue import Migration, Phase, Statement, Strategy
 from migrations.engines import Effect, Holder, Presence, probed
 from migrations.guards import Budget, Clock, Limits
 from migrations.ledger import Who
 from migrations.online_copy import online_copy
+from migrations.servers import open_server
 from migrations.session import Session
+from tests.migrations.runlab import Lab, migration
 from tests.migrations.traffic import Traffic, writers
 
 ALTER = "ALTER TABLE cdr MODIFY COLUMN account BIGINT NOT NULL"
@@ -187,7 +189,7 @@ def test_the_password_is_on_no_command_line_and_its_file_is_gone(bench: Bench, m
         seen.update(mode=file.stat().st_mode & 0o777, text=file.read_text(), file=file)
         return real(*argv, **options)
 
-    monkeypatch.setattr("migrations.online_copy.run", watched)
+    monkeypatch.setattr("migrations.copy_tool.run", watched)
     bench.copy()
     secret = bench.database.password()
     assert secret in seen["text"] and not any(secret in word for word in seen["argv"])
@@ -247,7 +249,7 @@ def test_the_tool_says_no(bench: Bench) -> None:
 def test_no_space(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.fill(1000)
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr("migrations.online_copy.shutil.disk_usage", lambda _: usage._replace(free=10))
+    monkeypatch.setattr("migrations.copy_fit.shutil.disk_usage", lambda _: usage._replace(free=10))
     with pytest.raises(NoSpace, match="no space for a copy of cdr"):
         bench.copy()
     assert bench.leftovers() == []
@@ -293,7 +295,7 @@ def test_the_deadline_ends_the_tool(bench: Bench) -> None:
 def test_a_server_that_is_too_busy(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.fill(20_000)
     monkeypatch.setattr(
-        module, "_load_limits", lambda *_: ["--critical-load=Threads_running=1", "--recursion-method=none"]
+        copy_tool, "_load_limits", lambda *_: ["--critical-load=Threads_running=1", "--recursion-method=none"]
     )
     with Connection.open(bench.database) as other:
         thread = threading.Thread(target=lambda: other.execute("SELECT SLEEP(4)"))
@@ -418,3 +420,52 @@ def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < until, "it does not come true"
         time.sleep(0.01)
+
+
+# -- under the runner itself
+
+
+def test_in_the_story_of_a_run(mariadb: Database) -> None:
+    lab = Lab(
+        mariadb,
+        migration(1, ["CREATE TABLE cdr (id INT PRIMARY KEY, account INT NOT NULL)", "INSERT INTO cdr VALUES (1, 1)"]),
+        migration(2, [ALTER], strategy=Strategy.ONLINE_COPY),
+    )
+    assert lab.run() == ["0001-m1", "0002-m2"]
+    assert lab.run() == []
+    with Connection.open(mariadb) as connection:
+        assert connection.one(PROBE) == (1,)
+        assert connection.execute("SHOW TABLES LIKE '%\\_old'").rows == []
+        assert connection.execute("SHOW TRIGGERS").rows == []
+
+
+@pytest.mark.parametrize("place", ["migrate:intended", "migrate:copied", "migrate:swapped", "migrate:old-kept"])
+def test_a_run_that_dies_there_is_gone_on_with(mariadb: Database, place: str) -> None:
+    lab = Lab(
+        mariadb,
+        migration(1, ["CREATE TABLE cdr (id INT PRIMARY KEY, account INT NOT NULL)", "INSERT INTO cdr VALUES (1, 1)"]),
+        migration(2, [ALTER], strategy=Strategy.ONLINE_COPY),
+    )
+    lab.run(migrations=lab.migrations[:1])
+
+    class Cut(BaseException):
+        pass
+
+    def cut(name: str) -> None:
+        if name == place:
+            raise Cut
+
+    server = open_server(mariadb)
+    faults.arm(cut)
+    try:
+        with pytest.raises(Cut):
+            lab.run(server=server)
+    finally:
+        faults.arm(None)
+        server.close()
+    assert lab.run() == ["0002-m2"]
+    with Connection.open(mariadb) as connection:
+        assert connection.one(PROBE) == (1,)
+        assert connection.execute("SHOW TABLES LIKE '\\_updater%'").rows == []
+        assert connection.execute("SHOW TRIGGERS").rows == []
+        assert connection.execute("SELECT id, account FROM cdr").rows == [(1, 1)]

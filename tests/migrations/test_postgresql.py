@@ -180,6 +180,35 @@ def test_tables_that_foreign_keys_point_at_are_locked_in_time_too(server: Postgr
     assert server.presence(Statement(sql=add)).effect is Effect.THERE
 
 
+@pytest.mark.parametrize(
+    ("sql", "holds"),
+    [
+        ("DROP INDEX cdr_account", "SELECT count(*) FROM cdr"),
+        ("UPDATE cdr SET account = 7 WHERE id = 1", "UPDATE cdr SET account = 8 WHERE id = 1"),
+        ("DO $$ BEGIN LOCK TABLE cdr; END $$", "SELECT count(*) FROM cdr"),
+        ("TRUNCATE cdr", "SELECT count(*) FROM cdr"),
+        ("CREATE TRIGGER t BEFORE INSERT ON cdr FOR EACH ROW EXECUTE FUNCTION f()", "INSERT INTO cdr VALUES (0)"),
+        ("CREATE TABLE child (cdr bigint REFERENCES cdr (id))", "INSERT INTO cdr VALUES (0)"),
+        ("ALTER TABLE cdr ADD UNIQUE (id, account)", "SELECT count(*) FROM cdr"),
+        ("DROP TABLE cdr", "SELECT count(*) FROM cdr"),
+    ],
+)
+def test_whoever_waits_too_long_is_told_that_it_was_a_lock(server: PostgreSQLServer, sql: str, holds: str) -> None:
+    fill(server)
+    server.connection.execute("CREATE INDEX cdr_account ON cdr (account)")
+    server.connection.execute("CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'")
+    with Connection.open(server.database) as idle:
+        idle.execute("BEGIN")
+        idle.execute(holds)
+        begun = time.monotonic()
+        with pytest.raises(SqlError) as caught:
+            server.execute(work(sql), Guard(online=True, lock_wait=0.3))
+        assert caught.value.reason is Reason.LOCKED, caught.value
+        assert time.monotonic() - begun < 0.6
+        idle.execute("ROLLBACK")
+    server.execute(work(sql), ONLINE)
+
+
 def test_a_deadlock_is_ours_to_lose(server: PostgreSQLServer) -> None:
     fill(server)
     server.connection.execute("CREATE TABLE other (id int)")
@@ -319,7 +348,7 @@ def test_a_statement_that_is_cancelled_leaves_no_broken_index(server: PostgreSQL
         with Connection.open(server.database) as other:
             other.execute("SELECT pg_cancel_backend(%s)", (pid,))
 
-    assert during(server, BUILD, cancel).reason is Reason.OVERRAN
+    assert during(server, BUILD, cancel).reason is Reason.KILLED
     assert server.connection.one("SELECT count(*) FROM pg_index WHERE indrelid = 'cdr'::regclass") == (1,)
 
 

@@ -153,7 +153,7 @@ def test_the_password_is_on_no_command_line(
         seen.extend([*map(str, argv), *map(str, (options.get("env") or {}).values())])
         return real(*argv, **options)
 
-    monkeypatch.setattr("migrations.snapshot.run", watched)
+    monkeypatch.setattr("migrations.snapshot_ways.run", watched)
     fill(database, 3)
     take(database, target, label="a", report=QUIET)
     assert seen and not any(database.password() in word for word in seen)
@@ -199,7 +199,7 @@ def test_its_failure_stops(sqlite: Database, target: Path, program: Callable[[st
 
 
 def test_a_server_elsewhere_needs_a_program(mariadb: Database, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("migrations.snapshot.Path.is_dir", lambda path: False)
+    monkeypatch.setattr("migrations.snapshot_ways.Path.is_dir", lambda path: False)
     with pytest.raises(DatabaseFailed, match="cannot be backed up from here") as caught:
         take(mariadb, target, label="a", report=QUIET)
     assert "backup_command" in caught.value.next[0]
@@ -233,6 +233,9 @@ def test_every_and_remove(sqlite: Database, target: Path) -> None:
     assert {each.label for each in every(target)} == {"one", "two"}
     remove(one)
     assert every(target) == [two] and not one.path.exists()
+    (two.path / "snapshot.json").unlink()  # a removal that was cut short
+    assert every(target) == []
+    assert take(sqlite, target, label="two", report=QUIET) == find(target, "two")
 
 
 def test_a_label_cannot_leave_the_directory(sqlite: Database, target: Path) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vagrant import data, own
+from vagrant import own
 from vagrant.node import Lab
 from vagrant.qemu import Machine
 from vagrant.serve import Server
@@ -66,7 +66,7 @@ def test_tried_confirmed_and_rolled_back_by_reboot(ready: Machine) -> None:
     )
     assert int(ready.run("df --output=size -B1M / | tail -1").stdout) > 900  # the filesystem fills the slot
     assert len(own.seen(ready)) == 5
-    assert data.seen(ready, "MR96-1")
+    assert own.data_read(ready, "MR96-1")
     assert ready.run("ls /data/updater/backups/billing").stdout.startswith("MR96-1-")
     assert ready.run("test -e /usr/bin/acme-bill", check=False).code == 1  # its patch is past its lifetime
 
@@ -77,7 +77,7 @@ def test_tried_confirmed_and_rolled_back_by_reboot(ready: Machine) -> None:
     assert found["booted"] == found["next_boot"] == "a"
     assert states(ready) == {"a": ("MR95-1", "good"), "b": ("MR96-1", "good")}
     assert ready.run("cat /etc/acme.d/local.conf; cat /etc/acme.conf").stdout.endswith("timeout = 30\n")
-    assert data.seen(ready, "MR95-1")  # the old release reads what the new one has migrated
+    assert own.data_read(ready, "MR95-1")  # the old release reads what the new one has migrated
 
 
 def test_an_unhealthy_release_falls_back_after_its_tries(ready: Machine) -> None:
@@ -91,7 +91,7 @@ def test_an_unhealthy_release_falls_back_after_its_tries(ready: Machine) -> None
     assert states(ready)["b"] == ("MR96-1", "bad")
     assert found["indicator"] == "WARNING"
     assert "acme" in found["problems"][0]
-    assert data.seen(ready, "MR95-1")
+    assert own.data_read(ready, "MR95-1")
     assert found["data_release"] == "MR96-1"
     refused = ready.run("updater rollback", check=False)
     assert refused.code == 35

@@ -134,7 +134,7 @@ class Host:
         keeper = subprocess.Popen(
             ["ip", "netns", "exec", self.netns, "unshare", "--mount", "--propagation", "private",
              "sh", "-c", " && ".join([*binds, "echo ready", "exec sleep infinity"])],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         assert keeper.stdout is not None and keeper.stdout.readline() == b"ready\n", f"no view for {self.name}"
         return keeper

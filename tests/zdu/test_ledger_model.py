@@ -122,7 +122,9 @@ class TwoSites(RuleBasedStateMachine):
         self, site: Site, account: str, price: Decimal, at_most: int, again: bool, dies: int, pick: int
     ) -> None:
         call = self._some_call(pick) if again else self._new_call()
-        if again and pick % 3 and call in self.model.held:
+        if call not in self.model.held:
+            account = _owner(call)
+        elif pick % 3:
             account, price, _ = self.model.held[call]
         if any(f"x-{call}" in charged for charged in self.model.charged.values()):
             return  # it is over
@@ -149,7 +151,8 @@ class TwoSites(RuleBasedStateMachine):
     )
     def charge(self, site: Site, account: str, part: int, dies: int, pick: int) -> None:
         call = self._some_call(pick)
-        account, price, seconds = self.model.held.get(call, (account, PRICES[1], 60))
+        owner, price, seconds = self.model.held.get(call, (_owner(call), PRICES[1], 60))
+        account = account if pick % 5 == 0 and call in self.model.held else owner
         record = xdr(call, (seconds * part + 99) // 100, account, price)
         ledger = self.world.ledger(site)
         answer: Any
@@ -287,6 +290,11 @@ class TwoSites(RuleBasedStateMachine):
                 self.world.sync(f"r{self.runs}", self.fence).switch()
             return "switched"
         return "closed" if state[0] == "closed" else "normal"
+
+
+def _owner(call: str) -> str:
+    """Calls have names of their own: one is never of two accounts, unless somebody errs while it is under way."""
+    return ACCOUNTS[int(call[1:]) % 2]
 
 
 TestTwoSites = TwoSites.TestCase

@@ -35,6 +35,13 @@ def traffic(run: Rehearsal, beat: int) -> None:
     world.check()
 
 
+def fork(run: Rehearsal) -> Rehearsal:
+    """The same run in a world of its own, in the hands of another controller."""
+    made = Rehearsal(run.sites, copy.deepcopy(run.world), run.progress.runbook)
+    made.progress = run.progress
+    return made
+
+
 @pytest.mark.parametrize(
     ("sites", "more"),
     [
@@ -63,23 +70,23 @@ def test_from_every_place_a_run_can_go_on_and_go_back(sites: Sites, more: dict[s
             run.world.hang_up(next(iter(run.world.calls)), 1)
         traffic(run, beat)
         beat += 1
-        run.world, world = copy.deepcopy(run.world), run.world
-        on = Rehearsal(sites, copy.deepcopy(world), run.progress.runbook)
-        on.progress = run.progress
-        on.to_the_end()
-        in_service(on, after)
-        back = Rehearsal(sites, copy.deepcopy(world), run.progress.runbook)
-        back.progress = run.progress
-        forks += 1
-        try:
-            back.abort()
-        except RollbackRefused:
-            assert run.progress.past_return
-            refused += 1
-            continue
-        assert not run.progress.past_return
-        back.to_the_end()
-        in_service(back, before)
+        prepared = run.progress.runbook.phase_of[step.id] != "1"
+        if prepared and beat % 4 == 0:
+            on = fork(run)
+            on.to_the_end()
+            in_service(on, after)
+        if prepared and not run.progress.finished:
+            forks += 1
+            back = fork(run)
+            try:
+                back.abort()
+            except RollbackRefused:
+                assert run.progress.past_return
+                refused += 1
+                continue
+            assert not run.progress.past_return or step.id == run.progress.runbook.point_of_no_return
+            back.to_the_end()
+            in_service(back, before)
     in_service(run, after)
-    assert forks > 60
+    assert forks > 20
     assert (refused > 20) is (start.number < OLD.number)

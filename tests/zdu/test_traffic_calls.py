@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.errors import CommandFailed
+from core.errors import CommandFailed, FencedOff
 from core.run import Result
 from core.sql import Connection, Database, Engine
 from tests.zdu.lab import until
@@ -206,6 +206,14 @@ def test_a_source_that_hangs_is_not_asked_again_and_does_not_hold_the_others() -
     assert len(asked) == 2
 
 
+def test_what_ends_the_work_is_not_a_count_that_is_not_known() -> None:
+    def fenced() -> int:
+        raise FencedOff("another controller holds the run")
+
+    with pytest.raises(FencedOff):
+        Calls("A", [Counted("odd", fenced)], timeout=1).read()
+
+
 def test_a_source_that_raises_anything_is_not_known() -> None:
     def fail() -> int:
         raise ZeroDivisionError("oh")
@@ -242,8 +250,9 @@ def test_pointers() -> None:
 
 
 def test_the_text_of_kamcmd() -> None:
-    said = tree("{\n\tNRSETS: 1\n\tRECORDS: {\n\t\tSET: {\n\t\t\tID: 1\n\t\t\tDEST: {\n\t\t\t\tURI: sip:a:5060\n"
-                "\t\t\t}\n\t\t\tDEST: {\n\t\t\t\tURI: sip:b;x=y: z\n\t\t\t\tNONE:\n\t\t\t}\n\t\t}\n\t}\n}\n")  # fmt: skip
+    lines = ["{", "NRSETS: 1", "RECORDS: {", "SET: {", "ID: 1", "DEST: {", "URI: sip:a:5060", "}"]
+    lines += ["DEST: {", "URI: sip:b;x=y: z", "NONE:", "}", "}", "}", "}"]
+    said = tree("".join(f"\t{line}\n" for line in lines))
     assert [flat(one)["URI"] for one in every(said, "DEST")] == ["sip:a:5060", "sip:b;x=y: z"]
     assert flat(every(said, "SET")[0])["ID"] == "1"
     assert tree("27") == "27"

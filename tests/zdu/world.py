@@ -80,6 +80,7 @@ class World:
         self.data = {site.name: newest for site in sites.sites}
         self.book = Book()
         self.delta = Book()
+        self.locked_once: set[str] = set()  # accounts, since the site stands alone
         self.snapshot: Book | None = None  # the replica of the site that stands alone, when it is held
         self.calls: dict[int, Call] = {}
         self.ended: dict[int, tuple[str, int]] = {}
@@ -218,7 +219,7 @@ class World:
             applied=True,
             healthy=all(self.nodes[server.name].up for server in self.sites.by_name[site].servers),
             billing_active=site in self.billing,
-            locked=all(self.book.locked.get(a, 0) >= self._unposted(a) for a in ACCOUNTS),
+            locked=not self.alone or self.locked_once == set(ACCOUNTS),
             untransferred=left,
             balanced=not left and not any(self.book.locked.values()) and not self.delta.reserved,
         )
@@ -280,6 +281,7 @@ class World:
         if site in self.held:
             raise Harm(f"{site} stands alone on an old replica")
         self.alone, self.snapshot = site, None
+        self.locked_once.clear()
 
     def _ask_main(self, site: str) -> None:
         """The last of the delta is made known and the site changes over, as one."""
@@ -295,6 +297,7 @@ class World:
     def _lock(self, account: str) -> None:
         self._serving(self.main)
         self.book.locked[account] = self._unposted(account)
+        self.locked_once.add(account)
         if self.alone:
             mine = {n: (who, v) for n, (who, v) in self.delta.reserved.items() if who == account}
             self.book.reserved |= mine

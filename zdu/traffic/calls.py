@@ -14,7 +14,7 @@ from core.sql import Connection, Database
 from zdu.drivers import CallsConfig, CallsKind
 from zdu.traffic.asking import Kamailio, flat
 from zdu.traffic.drain import Reading
-from zdu.traffic.shell import Shell
+from zdu.traffic.shell import ENDING, Shell
 
 #: Bytes of an HTTP answer that are read.
 LARGEST = 1 << 20
@@ -41,9 +41,11 @@ class Calls:
         self._under_way: dict[str, threading.Thread] = {}
 
     def read(self) -> Reading:
-        """The sum; None when one of them does not tell, or is still busy with an earlier question."""
+        """The sum; None when one of them does not tell, or is still busy with an earlier question. Raises only what
+        ends all work (`zdu.traffic.shell.ENDING`).
+        """
         at = time.monotonic()
-        said: dict[str, int | str] = {}
+        said: dict[str, int | str | UpdaterError] = {}
         for counter in self.counters:
             if (old := self._under_way.get(counter.name)) is not None and old.is_alive():
                 said[counter.name] = "the reading before has not ended"
@@ -57,6 +59,9 @@ class Calls:
         answers = {
             counter.name: said.get(counter.name, f"no answer in {self.timeout:g} s") for counter in self.counters
         }
+        for answer in answers.values():
+            if isinstance(answer, UpdaterError):
+                raise answer
         why = [f"{name}: {answer}" for name, answer in answers.items() if isinstance(answer, str)]
         if not answers:
             why = ["nobody counts them"]
@@ -65,9 +70,11 @@ class Calls:
         return Reading(source=self.name, count=sum(n for n in answers.values() if isinstance(n, int)), at=at)
 
 
-def _ask(counter: Counter, said: dict[str, int | str]) -> None:
+def _ask(counter: Counter, said: dict[str, int | str | UpdaterError]) -> None:
     try:
         said[counter.name] = whole(counter.count())
+    except ENDING as error:  # for the one who waits
+        said[counter.name] = error
     except UpdaterError as error:
         said[counter.name] = "; ".join((error.message, *error.what))[:300]
     except Exception as error:  # whatever it is, the count is not known

@@ -19,7 +19,7 @@ from core.errors import CommandFailed, GateNotPassed, UpdaterError, ZduRefused
 from core.schema import SchemaError, structure
 from zdu.drivers import DispatcherConfig, DispatcherKind
 from zdu.traffic.drain import Reading
-from zdu.traffic.shell import Shell
+from zdu.traffic.shell import ENDING, Shell
 
 
 class State(StrEnum):
@@ -93,6 +93,8 @@ def count_live(host: str, site: str, targets: Callable[[], Sequence[Target]]) ->
     at = time.monotonic()
     try:
         found = [target.live for target in targets() if target.site == site]
+    except ENDING:
+        raise
     except UpdaterError as error:
         return [Reading(source=host, count=None, at=at, why="; ".join((error.message, *error.what)))]
     told = [count for count in found if count is not None]
@@ -160,16 +162,26 @@ def on_each(hosts: Sequence[H], act: Callable[[H], object], doing: str) -> None:
         try:
             act(host)
             done.append(host.name)
+        except ENDING:
+            raise
         except UpdaterError as error:
             failed[host.name] = error
     if failed:
         first = next(iter(failed.values()))
-        raise type(first)(
+        raise _kind(first)(
             f"cannot {doing} on {', '.join(failed)}",
             what=[f"{name}: {'; '.join((error.message, *error.what))}" for name, error in failed.items()],
             state=f"done on {', '.join(done)}" if done else "done on no host",
             next=[*first.next, "resume when the host answers; what is done is not done again"],
-        )
+        ) from first
+
+
+def _kind(error: UpdaterError) -> type[UpdaterError]:
+    """Its kind, or the one that it belongs to where making one takes more than words."""
+    for kind in type(error).__mro__:
+        if issubclass(kind, UpdaterError) and "__init__" not in vars(kind):
+            return kind
+    return UpdaterError
 
 
 def require(targets: Sequence[Target], sites: Sequence[str], name: str) -> None:
@@ -211,6 +223,8 @@ class CommandDispatcher:
         for shell in self.shells:
             try:
                 told = {target.site for target in self._targets(shell)}
+            except ENDING:
+                raise
             except UpdaterError as error:
                 faults.append("; ".join((error.message, *error.what)))
             else:

@@ -19,7 +19,7 @@ from core.errors import CommandFailed, GateNotPassed, UpdaterError, ZduRefused
 from zdu.drivers import DispatcherConfig, DispatcherKind
 from zdu.traffic.dispatcher import State, Target, count_live, gaps, on_each, require, require_known
 from zdu.traffic.drain import Reading
-from zdu.traffic.shell import Shell
+from zdu.traffic.shell import ENDING, Shell
 
 #: Seconds between two looks at a destination that is to come back.
 LOOK = 0.2
@@ -37,7 +37,9 @@ class Seen:
 class Host(Protocol):
     """The program on one dispatcher host; what a new driver of this family brings."""
 
-    shell: Shell
+    @property
+    def shell(self) -> Shell:
+        """The way to it."""
 
     @property
     def name(self) -> str:
@@ -74,6 +76,8 @@ class HeldDispatcher:
             try:
                 found += self._strange(host, host.see())
                 self._held(host)
+            except ENDING:
+                raise
             except UpdaterError as error:
                 found.append("; ".join((error.message, *error.what)))
         return found
@@ -172,8 +176,8 @@ class HeldDispatcher:
     def _until(self, true: Callable[[Sequence[Target]], bool]) -> list[Target]:
         """Look until it is so, or the time is over; what was seen last."""
         deadline = time.monotonic() + self.config.timeout
-        while not true(found := self.targets()) and time.monotonic() < deadline:
-            time.sleep(LOOK)
+        while not true(found := self.targets()) and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(LOOK, left))
         return found
 
     def _targets(self, host: Host) -> list[Target]:

@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping
 from typing import Protocol
 
-from core.errors import CommandFailed, UpdaterError
+from core.errors import UpdaterError
 from zdu.drivers import ProbeConfig, ProbeKind
 from zdu.traffic.asking import ask
-from zdu.traffic.shell import LocalShell, Shell
+from zdu.traffic.shell import ENDING, LocalShell, Shell
 from zdu.traffic.talk import talk
 
 
@@ -48,6 +48,8 @@ class SocketProbe:
             )
         except OSError as error:
             return f"{address} port {self.config.port} does not answer: {error}"
+        except ENDING:
+            raise
         except UpdaterError as error:
             return "; ".join((error.message, *error.what))
         if sip and not answer.startswith("SIP/2.0 "):
@@ -66,7 +68,9 @@ class CommandProbe:
         """Ask once."""
         try:
             result = self.shell.run([*self.config.command, address], timeout=self.config.timeout)
-        except CommandFailed as error:
+        except ENDING:
+            raise
+        except UpdaterError as error:
             return "; ".join((error.message, *error.what))
         lines = (result.stderr or result.stdout).strip().splitlines()
         last = lines[-1][:200] if lines else ""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
-from core.errors import CommandFailed
+from core.errors import CommandFailed, FencedOff, Interrupted
 from core.files import write_atomic
 from core.run import Result, run
+
+#: Errors that are not about a host: the work has to end, here and now.
+ENDING: Final = (FencedOff, Interrupted)
 
 
 class Shell(Protocol):

@@ -14,7 +14,7 @@ from core import faults
 from core.errors import CommandFailed, GateNotPassed, UpdaterError, ZduRefused
 from zdu.drivers import VipConfig, VipKind
 from zdu.traffic.probe import Probe, probe
-from zdu.traffic.shell import Shell
+from zdu.traffic.shell import ENDING, Shell
 
 #: Seconds between two looks while it moves.
 LOOK = 0.02
@@ -47,6 +47,9 @@ class VipHost(Protocol):
     def take(self) -> None:
         """Be ready to hold it."""
 
+    def ready(self) -> bool:
+        """Could it hold the address: does it not stand by? Raises CommandFailed when that cannot be told."""
+
 
 class Vip:
     """A virtual IP, and the hosts that hold it in turn, the usual one first."""
@@ -72,6 +75,8 @@ class Vip:
         """What is not well with it now, one line each. Changes nothing."""
         try:
             self.holder()
+        except ENDING:
+            raise
         except UpdaterError as error:
             return ["; ".join((error.message, *error.what))]
         said = self.asking.ask(self.address)
@@ -140,6 +145,8 @@ class Vip:
                     host.take()
                 elif host is target:
                     host.give()
+            except ENDING:
+                raise
             except UpdaterError:
                 continue  # the error that is on its way says more
         deadline = time.monotonic() + self.config.patience
@@ -149,6 +156,8 @@ class Vip:
     def _where(self) -> str:
         try:
             return f"held by {', '.join(self.holders()) or 'none'}"
+        except ENDING:
+            raise
         except UpdaterError as error:
             return f"who holds it is not known: {error.message}"
 
@@ -213,12 +222,22 @@ class KeepalivedHost:
         """0."""
         self._write(0)
 
+    def ready(self) -> bool:
+        """Is the number not negative? Without a file nobody has asked it to stand by."""
+        if not self.shell.exists(self.config.track_file):
+            return True
+        said = self.shell.read(self.config.track_file).decode(errors="replace").strip()
+        try:
+            return int(said or "0") >= 0
+        except ValueError as error:
+            raise CommandFailed(f"{self.config.track_file} on {self.name} holds no number", what=said[:60]) from error
+
     def _write(self, value: int) -> None:
         self.shell.write(self.config.track_file, f"{value}\n".encode())
 
 
 class CommandVipHost:
-    """The operator's program on each host: ``holds`` (exit code 0: yes, 1: no), ``give``, ``take``."""
+    """The operator's program on each host: ``holds``, ``ready`` (exit code 0: yes, 1: no), ``give``, ``take``."""
 
     def __init__(self, config: VipConfig, shell: Shell) -> None:
         self.config = config
@@ -236,6 +255,10 @@ class CommandVipHost:
     def take(self) -> None:
         """Tell it."""
         self._run("take", (0,))
+
+    def ready(self) -> bool:
+        """Ask it."""
+        return self._run("ready", (0, 1)) == 0
 
     def _run(self, verb: str, good: tuple[int, ...]) -> int:
         result = self.shell.run([*self.config.command, verb], timeout=self.config.patience)
