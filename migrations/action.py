@@ -55,7 +55,7 @@ class ActionRun:
         while True:
             try:
                 if failed is None:
-                    self.session.stopping(self._state(), trying=attempt > 0)
+                    self.session.stopping(self._state(), self._blockers(), trying=attempt > 0)
                     self.began = self.session.budget.clock.steady()
                     if not self._kept_away(attempt):
                         return self._try(copier)
@@ -223,9 +223,8 @@ class ActionRun:
     def _rest(self, attempt: int) -> None:
         """Wait before the next try; shorter, when those who kept us away are gone."""
         session, tables = self.session, self._tables()
-        state = [f"held by: {holder}" for holder in self.seen[:5]]
         if why := session.budget.spent():
-            raise stopped(f"{self.step} was stopped: {why}", what=state or self._nobody(), state=self._state())
+            raise stopped(f"{self.step} was stopped: {why}", what=self._blockers(), state=self._state())
         rest = session.budget.rest(attempt)
         ids = {holder.id for holder in self.seen}
         while rest > 0:
@@ -235,9 +234,12 @@ class ActionRun:
             if rest > 0 and ids and not ids & {holder.id for holder in session.server.holders(tables)}:
                 return
 
-    @staticmethod
-    def _nobody() -> list[str]:
-        return ["no transaction is old enough to be named: there are many short ones"]
+    def _blockers(self) -> list[str]:
+        """Who kept us away at the last look."""
+        if self.seen:
+            return [f"held by: {holder}" for holder in self.seen[:5]]
+        waits = self.session.budget.waits
+        return ["no transaction is old enough to be named: there are many short ones"] if waits else []
 
     # -- faults
 
@@ -272,6 +274,9 @@ class ActionRun:
                 session.persist(lambda seq=seq: session.ledger.forget(self._key(seq)))  # type: ignore[misc]
         match error.reason:
             case Reason.OVERRAN:
+                self.seen = server.holders(self._tables()) if self._tables() else []
+                if why := session.budget.spent(trying=False):
+                    raise stopped(f"{self.step} was stopped: {why}", what=self._blockers(), state=self._state())
                 what = f"{self.step} took longer than it may, and was broken off after {self._elapsed():.1f} s"
                 session.budget.stall(self._elapsed() if not self.online else 0.0)
                 raise self._stopped(what, error) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -48,10 +48,10 @@ class Session:
         with suppress(SqlError):
             self.server.release()
 
-    def stopping(self, state: str = "", *, trying: bool = True) -> None:
+    def stopping(self, state: str = "", what: Sequence[str] = (), *, trying: bool = True) -> None:
         """Raises MigrationStopped when a limit is reached."""
         if why := self.budget.spent(trying=trying):
-            raise stopped(f"the migration was stopped: {why}", what=[], state=state)
+            raise stopped(f"the migration was stopped: {why}", what=list(what), state=state)
 
     def persist(self, action: Callable[[], None]) -> None:
         """Do something quick and repeatable to the ledger, over lost connections and refused locks."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 from core.errors import CommandFailed, GateNotPassed, NotReady, SiteUnreachable, Terminated, UpdaterError, WrongState

@@ -21,7 +21,7 @@ from zdu.limits import NotifyEvent
 from zdu.notify import Notifier
 from zdu.opening import takes_out, window_open
 from zdu.progress import Progress, wants_approval, way_back_from
-from zdu.records import Leg, Run, RunState, Said, StepRecord, StepState, Word
+from zdu.records import Approve, Leg, Run, RunState, Said, StepRecord, StepState, Word
 from zdu.runbook import Phase, Runbook, Step
 from zdu.runs import Runs
 from zdu.sites import Sites
@@ -165,7 +165,7 @@ class Engine:
         return Progress(
             runbook=leg.runbook,
             states=states,
-            approve=self.run.approve,
+            approve=Approve.NONE if leg.runbook.back else self.run.approve,  # whoever wanted it has decided
             approved=frozenset(one.what for one in said if one.word is Word.APPROVE),
             paused=last is Word.PAUSE,
         )

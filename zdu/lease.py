@@ -135,7 +135,7 @@ class Lease:
 
 def take(tables: Tables, installation: str, *, purpose: str, seconds: float = LEASE) -> Lease:
     """Take the installation, with the next token. Raises Busy, naming the holder, when somebody lives who has it."""
-    who = f"{_user()}@{socket.gethostname()}, process {os.getpid()}"
+    who = f"{user()}@{socket.gethostname()}, process {os.getpid()}"
     clock = CLOCK[tables.engine]
 
     def step(db: Connection) -> int:
@@ -215,7 +215,8 @@ def _process(pid: int) -> str:
     return f"{pid} gone" if state in "ZX" else f"{pid} {rest[18]}"
 
 
-def _user() -> str:
+def user() -> str:
+    """Who started this, by name."""
     try:
         return os.environ.get("SUDO_USER") or getpass.getuser()
     except (KeyError, OSError):

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 from core.release import Release
 from zdu.moves import Expansion, PhaseMoves, time_for
-from zdu.policy import Wish, check_wish, choose_stand_in, refuse, starting_release
+from zdu.policy import Wish, can_return, check_wish, choose_stand_in, refuse, starting_release
 from zdu.runbook import Action, Phase, Runbook, Step, WayBack, batches
 from zdu.sites import Sites
-from zdu.vocabulary import Move, words
+from zdu.vocabulary import Move, place, words
 from zdu.wayback import Ends, Reached, dispatcher_moves, no_way_back, way_back
 
 
@@ -82,7 +82,7 @@ def _work(sites: Sites, wish: Wish) -> Work:
         start=str(start),
         target=str(wish.target),
         stand_in=stand_in.name,
-        adjoining=sites.policy.adjoining(start, wish.target),
+        adjoining=can_return(sites, wish, start),
     )
     return Work(ends=ends, found=_texts(wish.found), todo=todo)
 
@@ -154,7 +154,8 @@ class _Ways:
             moves = [move for phase in phases for group in phase.moves for move in group]
             real = [move for move in moves if move.action is not Action.FINISH]
             lines = tuple(words(self._sites, self._ends.stand_in, move.action, move) for move in real)
-            said[key] = WayBack(moves=lines, seconds=time_for(self._sites, real))
+            short = tuple(f"{move.action} {place(move)}".rstrip() for move in real)
+            said[key] = WayBack(moves=lines, seconds=time_for(self._sites, real), actions=short)
         return said
 
 

@@ -28,7 +28,7 @@ class Refusal:
 class Wish:
     """What is asked for. `found`: what each server runs. `accept_no_rollback`: the operator knows that there will be no
     way back; `downgrade`: that the release is an older one. `rehearsed`: whether this has been rehearsed (None: it is
-    not asked now).
+    not asked now). `readable_from`: the oldest release that can read what the migrations make of the data, if they say.
     """
 
     target: Release
@@ -36,6 +36,7 @@ class Wish:
     accept_no_rollback: bool = False
     downgrade: bool = False
     rehearsed: bool | None = None
+    readable_from: int = 0
 
 
 #: Roles without which a site cannot authorize, charge and carry calls.
@@ -47,16 +48,14 @@ _NAMED: Final = 5
 
 def check_wish(sites: Sites, wish: Wish) -> list[Refusal]:
     """Every rule that is broken before anything is planned."""
-    rules = (
-        servers_known(sites, wish),
-        one_starting_release(sites, wish),
-        release_path(sites, wish),
-        stand_in_can_serve_alone(sites),
-        dispatchers_in_pairs(sites),
-        capacity_is_known(sites),
-        rehearsal(sites, wish),
-    )
-    return [refusal for rule in rules for refusal in rule]
+    rules = (servers_known, one_starting_release, release_path, rehearsal)
+    return [*(refusal for rule in rules for refusal in rule(sites, wish)), *check_sites(sites)]
+
+
+def check_sites(sites: Sites) -> list[Refusal]:
+    """The rules that no release could keep on these sites."""
+    rules = (stand_in_can_serve_alone, dispatchers_in_pairs, capacity_is_known)
+    return [refusal for rule in rules for refusal in rule(sites)]
 
 
 def refuse(refusals: Iterable[Refusal], what: str) -> None:
@@ -142,12 +141,17 @@ def release_path(sites: Sites, wish: Wish) -> Iterator[Refusal]:
         )
     if why := replace(policy, max_jump=distance or 1).forbids_jump(start, target):
         yield Refusal(rule="lts", what=why, change="go to that LTS release first, then on from there")
-    if not policy.adjoining(start, target) and not wish.accept_no_rollback:
+    if not can_return(sites, wish, start) and not wish.accept_no_rollback:
         yield Refusal(
             rule="adjoining",
             what=f"{start} does not read the data of {target}: once the database is migrated there is no way back",
             change=f"go release by release, or say that you accept it: updater zdu plan {target} --accept-no-rollback",
         )
+
+
+def can_return(sites: Sites, wish: Wish, start: Release) -> bool:
+    """Does the old software read the data that the new release has migrated?"""
+    return sites.policy.adjoining(start, wish.target) and start.number >= wish.readable_from
 
 
 def choose_stand_in(sites: Sites) -> Site | None:

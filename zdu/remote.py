@@ -96,6 +96,13 @@ class RemoteShell:
         assert said.code is not None
         return Result(code=said.code, stdout=_text(said.out), stderr=_text(said.err), seconds=said.seconds)
 
+    def exists(self, path: Path) -> bool:
+        """As `Shell.exists`."""
+        said = self._run(["test", "-e", str(path)], b"", 10, repeat=True)
+        if said.code not in (0, 1):
+            raise CommandFailed(f"{path} on {self.name} cannot be looked for", what=_tail(said.err))
+        return said.code == 0
+
     def read(self, path: Path) -> bytes:
         """As `Shell.read`."""
         said = self._run(["cat", "--", str(path)], b"", 30, repeat=True)

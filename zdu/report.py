@@ -57,7 +57,9 @@ def outcome(records: Records) -> str:
         case RunState.DONE:
             return f"{run.installation} was upgraded from {run.start} to {run.target} in {took}."
         case RunState.ABORTED:
-            return f"The upgrade to {run.target} was taken back in {took}; {run.installation} serves on {run.start} again."
+            return (
+                f"The upgrade to {run.target} was taken back in {took}; {run.installation} serves on {run.start} again."
+            )
         case RunState.STOPPED:
             return f"The upgrade to {run.target} has stopped and waits for a decision: {error}."
         case _:

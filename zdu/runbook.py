@@ -125,10 +125,13 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WayBack:
-    """How to get from somewhere in a run to service on the release it began with. `moves`: one line each."""
+    """How to get from somewhere in a run to service on the release it began with. `moves`: in words, one line each;
+    `actions`: the same as an action and a place each.
+    """
 
     moves: tuple[str, ...]
     seconds: float
+    actions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

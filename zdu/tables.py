@@ -24,6 +24,9 @@ FORM: Final = 1
 #: Seconds for which a database that does not answer is asked again.
 PATIENCE: Final = 20.0
 
+#: Milliseconds that a transaction may wait for its own controller (PostgreSQL).
+_IDLE: Final = 5000
+
 _AGAIN: Final = frozenset({Reason.LOCKED, Reason.DEADLOCK, Reason.GONE, Reason.UNREACHABLE})
 _BROKEN: Final = frozenset({Reason.GONE, Reason.UNREACHABLE})
 
@@ -130,6 +133,8 @@ class Tables:
         known: Connection | None = getattr(self._mine, "connection", None)
         if known is None:
             known = Connection.open(self.database)
+            if self.engine is Engine.POSTGRESQL:  # a controller that is frozen in mid-transaction holds nobody up
+                known.execute(f"SET idle_in_transaction_session_timeout = {_IDLE}")
             self._mine.connection = known
             with self._guard:
                 self._all.append(known)

@@ -97,6 +97,7 @@ def words(sites: Sites, stand_in: str, action: Action, move: Move, server: str =
     main, site, release = sites.main.name, move.site, move.release
     who = server or _count(move)
     where = f"{who} of {site}" if site and move.servers else who
+    boots = "boots" if server or len(move.servers) == 1 else "boot"
     match action:
         case Action.CHECK_NODE:
             return f"ask {where} whether it is fit, and what it runs; nothing is changed"
@@ -115,9 +116,9 @@ def words(sites: Sites, stand_in: str, action: Action, move: Move, server: str =
         case Action.ACTIVATE_NODE if any(Role.DB_PRIMARY in sites.servers[each].roles for each in (server,) if each):
             return f"blocking changes of the database, then {server} boots {release}"
         case Action.ACTIVATE_NODE:
-            return f"{where} boots {release}"
+            return f"{where} {boots} {release}"
         case Action.ROLLBACK_NODE:
-            return f"{where} boots its old slot, {release}"
+            return f"{where} {boots} the old slot, {release}"
         case Action.CONFIRM_NODE:
             return f"{server} is healthy on {release} and keeps it"
         case Action.VIP_MOVE:
@@ -144,6 +145,13 @@ def words(sites: Sites, stand_in: str, action: Action, move: Move, server: str =
             return f"billing of {site} goes to stand-by"
         case Action.FINISH:
             return "close the run; everybody concerned is told"
+
+
+def place(move: Move) -> str:
+    """Where a move is made, in a word or two."""
+    if len(move.servers) > 1:
+        return f"{move.site} ({len(move.servers)} servers)"
+    return move.servers[0] if move.servers else move.site or "+".join(move.sites)
 
 
 def _count(move: Move) -> str:

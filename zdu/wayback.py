@@ -165,6 +165,11 @@ def _leave_dispatchers(sites: Sites, ends: Ends, reached: Reached) -> Groups:
     """At most one is out of service, the one that was begun last: it is put into service again, or goes back first."""
     names = [server.name for server in sites.dispatchers.servers]
     touched = reached.touched.get("", {})
+    if touched and reached.dispatched and not any(name for name in reached.touched):
+        # some may have heard of the last change and others not: no virtual IP moves between two that disagree
+        away = reached.closed.keys() - reached.reopened.keys()
+        takers = tuple(name for name in sites.normally if name not in away) or (reached.main,)
+        yield (Move(action=Action.DISPATCH_TO, sites=takers),)
     for name in reached.aside:
         if name not in touched:
             yield (Move(action=Action.DISPATCHER_RESTORE, servers=(name,)),)

@@ -119,8 +119,15 @@ class MariadbServer:
     # -- who is in the way
 
     def holders(self, tables: Sequence[str], *, older: float = 1.0) -> list[Holder]:
-        """By the server's list of metadata locks, where it keeps one; else all transactions that are old enough."""
-        found = self._sessions(older)
+        """By the server's list of metadata locks, where it keeps one; else all transactions that are old enough. None,
+        where we lack the PROCESS privilege.
+        """
+        try:
+            found = self._sessions(older)
+        except SqlError as error:
+            if error.reason is not Reason.DENIED:
+                raise
+            return []
         locking = self._locking(tables) if found else None
         if locking is None:
             return found

@@ -58,11 +58,11 @@ def running(action: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
 
 
 def wait_for(connection: Connection, start: str) -> int:
-    """Until a session runs a statement that begins so; its id."""
+    """Until a session runs a statement that has these words; its id."""
     until = time.monotonic() + 20
     while time.monotonic() < until:
         row = connection.one(
-            "SELECT id FROM information_schema.processlist WHERE info LIKE %s AND id <> connection_id()", [f"{start}%"]
+            "SELECT id FROM information_schema.processlist WHERE info LIKE %s AND id <> connection_id()", [f"%{start}%"]
         )
         if row:
             return int(row[0])
@@ -129,7 +129,7 @@ def test_the_server_dies_in_mid_statement(mariadb_template: Path) -> None:
         ]  # fmt: skip
         with running(lab.run) as result:
             with Connection.open(server.database) as admin:
-                wait_for(admin, "ALTER")
+                wait_for(admin, "ALTER TABLE accounts")
             server.kill()
             server.start()
             with Connection.open(server.database) as admin:
@@ -146,7 +146,7 @@ def test_a_server_that_is_gone_is_no_traceback(mariadb_template: Path) -> None:
         lab.migrations[1] = migration(2, [SLOW], phase=Phase.BLOCKING)
         with running(lambda: lab.run(limits=Limits(deadline=8))) as result:
             with Connection.open(server.database) as admin:
-                wait_for(admin, "ALTER")
+                wait_for(admin, "ALTER TABLE accounts")
             server.kill()
             with pytest.raises(MigrationStopped, match="cannot be made again") as caught:
                 result()
@@ -162,13 +162,13 @@ def test_deadlock(mariadb: Database) -> None:
     lab = Lab(mariadb, migration(1, [TABLE, FILL.format(5000)]))
     lab.run()
     lab.migrations.append(migration(2, ["UPDATE accounts SET note = 'y' WHERE id <= 1000"]))
-    with transaction(mariadb, "UPDATE accounts SET note = 'z' WHERE id >= 900") as other:
-        with running(lab.run) as result:
-            wait_for(Connection.open(mariadb), "UPDATE accounts SET note = 'y'")
-            time.sleep(0.1)
-            other.execute("UPDATE accounts SET note = 'z' WHERE id = 1")  # a circle: ours is the smaller one
-            other.execute("COMMIT")
-            assert result() == ["0002-m2"]
+    other = "UPDATE accounts SET note = 'z' WHERE id"
+    with transaction(mariadb, f"{other} >= 900") as big, running(lab.run) as result, Connection.open(mariadb) as admin:
+        wait_for(admin, "UPDATE accounts SET note = 'y'")
+        time.sleep(0.1)
+        big.execute(f"{other} = 1")  # a circle: ours is the smaller one
+        big.execute("COMMIT")
+        assert result() == ["0002-m2"]
     assert "was refused a lock (deadlock)" in lab.texts()
     assert lab.sql("SELECT count(*) FROM accounts WHERE note = 'y'") == [(1000,)]
 
@@ -190,7 +190,7 @@ def test_a_lock_that_is_never_granted(mariadb_template: Path, told: bool) -> Non
         with transaction(server.database, "SELECT * FROM accounts WHERE id = 1 /* the culprit */") as culprit:
             time.sleep(1.1)
             with writers(server.database, write, count=3) as traffic:
-                with pytest.raises(MigrationStopped, match="the deadline of 9 s has passed") as caught:
+                with pytest.raises(MigrationStopped, match="was stopped: the deadline of 9 s has passed") as caught:
                     lab.run(limits=Limits(deadline=9))
                 longest = traffic.longest
             assert not traffic.failures
@@ -198,7 +198,6 @@ def test_a_lock_that_is_never_granted(mariadb_template: Path, told: bool) -> Non
             print(f"longest stall {longest:.3f} s, told: {told}")
             assert any("idle in a transaction" in line and "scratch@localhost" in line for line in caught.value.what)
             assert caught.value.state == "0 of 1 statements of 0002-m2 are done; the rest is not"
-            assert lab.entries()[2, Direction.UP, 0].state == "started" if (2, "up", 0) in lab.states() else True
             with running(lab.run) as result:
                 time.sleep(0.5)
                 culprit.execute("COMMIT")
@@ -365,7 +364,8 @@ def test_what_nobody_can_tell_the_operator_settles(mariadb: Database) -> None:
     with Connection.open(mariadb) as connection:  # as a crash leaves it
         connection.execute(
             "INSERT INTO updater_migrations (number, direction, seq, total, checksum, name, logical_database, state, "
-            "release_id, run_id, fence, rows_done) VALUES (2, 'up', 0, 1, %s, 'm2', 'main', 'started', 'MR96-1', 'r', 1, 0)",
+            "release_id, run_id, fence, rows_done) "
+            "VALUES (2, 'up', 0, 1, %s, 'm2', 'main', 'started', 'MR96-1', 'r', 1, 0)",
             [lab.migrations[1].up[0].checksum],
         )
     with pytest.raises(MigrationFailed, match="nobody can tell whether statement 1 was done") as caught:
@@ -417,7 +417,7 @@ def test_ctrl_c_takes_the_statement_along(mariadb: Database, monkeypatch: pytest
     original = server.connection.execute
 
     def execute(sql: str, values: Any = ()) -> Any:
-        if sql.startswith("ALTER TABLE accounts ADD COLUMN c INT, LOCK"):
+        if sql.endswith("ADD COLUMN c INT, LOCK=NONE"):
             raise KeyboardInterrupt
         return original(sql, values)
 

@@ -122,15 +122,6 @@ class Books:
         self._lock = threading.Lock()
 
     def write(self, connection: Connection, number: int) -> None:
-        """As an application does it: what the server took back because of a deadlock is tried again."""
-        while True:
-            try:
-                return self._write(connection, number)
-            except SqlError as error:
-                if error.reason is not Reason.DEADLOCK:
-                    raise
-
-    def _write(self, connection: Connection, number: int) -> None:
         kind = number // 2 % 3
         if kind == 0:
             connection.execute("INSERT INTO cdr (account, note) VALUES (%s, 'new')", (number,))

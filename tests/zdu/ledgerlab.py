@@ -125,8 +125,10 @@ class World:
     def charges(self) -> dict[str, Decimal]:
         """Every xDR that was ever charged, with its amount, wherever it is."""
         main, delta = self.session(self.main), self.session(self.delta)
-        here = {row[0]: delta.take(row[1]) for row in delta.rows("SELECT id, amount FROM delta_xdrs")}
-        there = {row[0]: main.take(row[1]) for row in main.rows("SELECT id, amount FROM ledger_xdrs")}
+        rows = delta.retried(lambda: delta.rows("SELECT id, amount FROM delta_xdrs"))
+        here = {name: delta.take(amount) for name, amount in rows}
+        rows = main.retried(lambda: main.rows("SELECT id, amount FROM ledger_xdrs"))
+        there = {name: main.take(amount) for name, amount in rows}
         assert all(there[name] == here[name] for name in here.keys() & there.keys())
         return here | there
 

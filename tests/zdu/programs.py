@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import os
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,6 +32,15 @@ VIP = "10.9.0.20"
 
 #: How drivers reach the Kamailio of a host.
 CONTROL = f"kamcmd:unix:{OWN}/ctl"
+
+
+@cache
+def ahead() -> tuple[str, ...]:
+    """What puts a program ahead of all else that this machine does meanwhile, as on a machine of its own; nothing where
+    that is not allowed.
+    """
+    words = ("chrt", "--rr", "5")
+    return words if subprocess.run([*words, "true"], capture_output=True).returncode == 0 else ()
 
 
 class Kamailio:
@@ -59,10 +71,8 @@ class Kamailio:
         self.process = self._start()
 
     def _start(self) -> Process:
-        return self.host.start(
-            *("kamailio", "-DD", "-E", "-f", OWN / "kamailio.cfg", "-m", "64", "-M", "8", "-Y", OWN),
-            *("-P", OWN / "kamailio.pid"),
-        )
+        options = ["-f", OWN / "kamailio.cfg", "-m", "64", "-M", "8", "-Y", OWN, "-P", OWN / "kamailio.pid"]
+        return self.host.start(*ahead(), "kamailio", "-DD", "-E", *options, log="kamailio")
 
     def rpc(self, *words: str) -> str:
         said = self.host.run("kamcmd", "-s", f"unix:{OWN}/ctl", *words)
@@ -98,6 +108,7 @@ global_defs {{
     router_id {host.name}
     vrrp_version 3
     vrrp_garp_master_repeat 1
+    vrrp_rt_priority 50
     enable_script_security
     script_user root
 }}
@@ -201,6 +212,8 @@ class Pulse:
         return max(b - a for a, b in pairwise(asked)) * 1000
 
     def _beat(self, host: Host, address: str) -> None:
+        with suppress(OSError):  # it measures the address, and not how long it waited for a processor itself
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
         with host.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
             asking.setblocking(False)
             asking.connect((address, 5060))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -22,6 +23,12 @@ class Rehearsal:
         self.world = world
         self.progress = Progress(runbook=runbook)
         self.under_way: dict[str, Iterator[object]] = {}
+
+    def fork(self) -> Rehearsal:
+        """The same run in a world of its own, in the hands of another controller."""
+        made = Rehearsal(self.sites, copy.deepcopy(self.world, {id(self.sites): self.sites}), self.progress.runbook)
+        made.progress = self.progress
+        return made
 
     def begin(self, step: Step) -> None:
         """Write down the intent, look whether it may begin, begin."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -57,6 +58,7 @@ def under_way(work: Callable[[], Ended]) -> Iterator[list[Any]]:
         try:
             result.append(work())
         except BaseException as error:
+            traceback.print_exc()
             result.append(error)
 
     thread = threading.Thread(target=body)

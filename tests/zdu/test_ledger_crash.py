@@ -178,7 +178,10 @@ def test_a_process_killed_between_any_two_statements(mariadb_world: World) -> No
 def release_locks_of_the_dead(world: World) -> None:
     """The server notices a dead client within moments; wait for it, so that what is seen is at rest."""
     names = (world.main.database, world.delta.database)
-    query = "SELECT count(*) FROM information_schema.innodb_trx t JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id WHERE p.db IN (%s, %s)"
+    query = (
+        "SELECT count(*) FROM information_schema.innodb_trx t "
+        "JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id WHERE p.db IN (%s, %s)"
+    )
     for _ in range(1000):
         if world.session(world.main).one(query, names) == (0,):
             return
@@ -190,12 +193,11 @@ def test_connections_killed_between_any_two_statements(mariadb_world: World) -> 
     total = len(points(world))
     for number in range(1, total + 1):
         begin(world)
-        its = world.again()
         at(number, lambda: kill_connections(world))
-        story(its)
+        story(world)
         faults.arm(None)
-        its.close()
         check_end(world)
+        world.close()
 
 
 def kill_connections(world: World) -> None:

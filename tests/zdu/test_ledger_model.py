@@ -286,8 +286,6 @@ class TwoSites(RuleBasedStateMachine):
         state = main.one("SELECT mode FROM ledger_state WHERE id = 1")
         assert state is not None
         if run is not None and run[0] == "switched":
-            if state[0] == "closed":  # nobody charges until the controller comes back
-                self.world.sync(f"r{self.runs}", self.fence).switch()
             return "switched"
         return "closed" if state[0] == "closed" else "normal"
 

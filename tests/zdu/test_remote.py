@@ -94,6 +94,7 @@ def test_files_come_and_go_whole(shell: RemoteShell, tmp_path: Path) -> None:
     for data in (b"\0\xff binary \n\n", b"", os.urandom(3 << 20)):
         shell.write(file, data)
         assert file.read_bytes() == shell.read(file) == data
+    assert (shell.exists(file), shell.exists(tmp_path / "nothing")) == (True, False)
     assert file.stat().st_mode & 0o7777 == 0o644
     assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".")] == []
 

@@ -4,7 +4,6 @@ on; the controller dies there and the run is aborted.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -33,13 +32,6 @@ def traffic(run: Rehearsal, beat: int) -> None:
         numbers = list(world.calls)
         world.hang_up(numbers[beat % len(numbers)], 1 + beat % 3)
     world.check()
-
-
-def fork(run: Rehearsal) -> Rehearsal:
-    """The same run in a world of its own, in the hands of another controller."""
-    made = Rehearsal(run.sites, copy.deepcopy(run.world), run.progress.runbook)
-    made.progress = run.progress
-    return made
 
 
 @pytest.mark.parametrize(
@@ -72,12 +64,12 @@ def test_from_every_place_a_run_can_go_on_and_go_back(sites: Sites, more: dict[s
         beat += 1
         prepared = run.progress.runbook.phase_of[step.id] != "1"
         if prepared and beat % 4 == 0:
-            on = fork(run)
+            on = run.fork()
             on.to_the_end()
             in_service(on, after)
         if prepared and not run.progress.finished:
             forks += 1
-            back = fork(run)
+            back = run.fork()
             try:
                 back.abort()
             except RollbackRefused:

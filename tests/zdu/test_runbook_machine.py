@@ -4,8 +4,6 @@ die at any place. Nobody is harmed, and from wherever a run stands it can go on,
 
 from __future__ import annotations
 
-import copy
-
 from hypothesis import HealthCheck, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -33,6 +31,7 @@ class Machine(RuleBasedStateMachine):
         parallel=st.integers(1, 4),
         waves=st.integers(1, 2),
         everywhere=st.booleans(),
+        head_start=st.integers(0, 60),
     )
     def plan_it(
         self,
@@ -43,6 +42,7 @@ class Machine(RuleBasedStateMachine):
         parallel: int,
         waves: int,
         everywhere: bool,
+        head_start: int,
     ) -> None:
         limits = LimitsConfig(
             parallel_servers=parallel,
@@ -65,6 +65,9 @@ class Machine(RuleBasedStateMachine):
         self.target = dict.fromkeys(names, str(NEW))
         self.adjoining = distance <= 1
         self.run = Rehearsal(sites, World(sites, dict(wanted.found)), runbook)
+        for batch in range(head_start):
+            self.run.world.call(ACCOUNTS[batch % 2], 4, batch)
+            self.go_on(1)
 
     @rule(account=st.sampled_from(ACCOUNTS), wanted=st.integers(1, 30), pick=any_number)
     def call(self, account: str, wanted: int, pick: int) -> None:
@@ -90,9 +93,12 @@ class Machine(RuleBasedStateMachine):
             if steps:
                 self.run.advance(steps[pick % len(steps)])
 
-    @rule(batches=st.integers(1, 12))
+    @rule(batches=st.integers(1, 6))
+    def without_trouble(self, batches: int) -> None:
+        self.go_on(batches)
+
     def go_on(self, batches: int) -> None:
-        """Without trouble for a while; calls end when they are waited for."""
+        """So many batches of steps; calls end when they are waited for."""
         for _ in range(batches):
             batch = self.run.progress.batch
             for step in batch:
@@ -113,8 +119,10 @@ class Machine(RuleBasedStateMachine):
         self.run.crash()
 
     @precondition(lambda self: not self.run.progress.runbook.back and not self.run.progress.finished)
-    @rule()
-    def abort(self) -> None:
+    @rule(really=st.integers(0, 5))
+    def abort(self, really: int) -> None:
+        if really or self.run.progress.runbook.phase_of[self.run.progress.batch[0].id] == "1":
+            return
         past = self.run.progress.past_return
         try:
             self.run.abort()
@@ -131,8 +139,7 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "run"):
             return
-        onward = copy.deepcopy(self.run)
-        onward.crash()
+        onward = self.run.fork()
         onward.to_the_end()
         in_service(onward, self.start if onward.progress.runbook.back else self.target)
         if not self.run.progress.runbook.back and not self.run.progress.past_return:

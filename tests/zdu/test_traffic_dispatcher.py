@@ -4,6 +4,9 @@ own program; the files that are kept in step.
 
 from __future__ import annotations
 
+import json
+import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from core import faults
 from core.errors import CommandFailed, FencedOff, GateNotPassed, Interrupted, SiteUnreachable, UpdaterError, ZduRefused
 from core.run import Result
-from zdu.drivers import DispatcherConfig, DispatcherKind, TargetConfig
+from core.schema import structure
+from zdu.drivers import CallsConfig, DispatcherConfig, DispatcherKind, TargetConfig, VipConfig
 from zdu.traffic.dispatcher import State, Target, dispatcher, gaps, leaks, on_each
 from zdu.traffic.held import HeldDispatcher, Seen
 from zdu.traffic.kamailio import DISABLED, list_flags, with_flags
@@ -382,3 +386,14 @@ def test_a_program_that_does_not_tell(tmp_path: Path, said: str) -> None:
         driver.targets()
     assert "does not tell its targets" in driver.check()[0]
     assert [reading.count for reading in driver.live("A")] == [None]
+
+
+def test_the_tables_of_the_docs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "zdu-drivers.md").read_text()
+    programs, vips, counters = (tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL))
+    kamailio = structure(programs["dispatchers"]["programs"][0], DispatcherConfig)
+    assert [target.site for target in kamailio.targets] == ["A", "B"]
+    assert structure(vips["dispatchers"]["vips"][0], VipConfig).probe.host == "sip-a-01"
+    assert structure(counters["sites"]["calls"], CallsConfig).kind == "sql"
+    said = json.loads(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0])
+    assert {target["state"] for target in said["targets"]} <= set(State)

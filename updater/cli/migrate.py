@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from migrations.phase import Phase
+from updater.cli import migrate_lint
 from updater.cli.carrying import table
 from updater.cli.context import opened, print_json, settings
 
@@ -121,4 +122,45 @@ def _say(text: str) -> None:
         print(text)
 
 
-Catalogue = Annotated[Path, typer.Argument(metavar="DIR", help="A catalogue of migrations.")]
+@app.command()
+def prove(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A catalogue of migrations.")],
+    database: Annotated[str, typer.Option(help="Which of its databases.", show_default="the only one")] = "",
+    old_queries: Annotated[
+        Path | None, typer.Option(help="The old release's statements.", show_default="as catalogue.toml says")
+    ] = None,
+) -> None:
+    """Prove that the old release works on the new data: replay its statements on a scratch server that was migrated.
+
+    Example: updater migrate prove db/migrations --database billing --old-queries queries-mr95.sql
+    """
+    from core.errors import CatalogueInvalid
+    from core.report import Report, json_lines
+    from migrations.catalogue import load
+    from migrations.prove import prove as replay
+    from updater.cli.context import interruptible
+    from updater.cli.screen import Screen
+
+    catalogue = load(directory)
+    name = database or next(iter(catalogue.databases))
+    queries = old_queries or (catalogue.databases[name].queries if name in catalogue.databases else None)
+    if name not in catalogue.databases or queries is None or (not database and len(catalogue.databases) > 1):
+        raise CatalogueInvalid(
+            "it is not clear what is to be proved",
+            what=f"the catalogue has {', '.join(catalogue.databases)}",
+            state="nothing was changed",
+            next="updater migrate prove DIR --database NAME --old-queries FILE",
+        )
+    with interruptible(), Screen() as screen:
+        proof = replay(catalogue, name, queries, report=Report(json_lines() if settings.json else screen.sink))
+    if settings.json:
+        print_json({"kind": "result", "data": proof.as_json()})
+    proof.require()
+    if not settings.json:
+        skipped = f", {proof.skipped} skipped" if proof.skipped else ""
+        unjudged = f", {len(proof.unjudged)} fail without the migrations too" if proof.unjudged else ""
+        print(f"{proof.replayed} statements of the old release work after {len(proof.migrations)} migrations"
+              f" on {proof.version}{skipped}{unjudged}")  # fmt: skip
+
+
+migrate_lint.register(app)

@@ -114,6 +114,29 @@ def close_main(main: Session, run: str, fence: int) -> None:
     main.execute("UPDATE ledger_state SET mode = 'closed', run = %s WHERE id = 1", (run,))
 
 
+def open_main(main: Session, run: str) -> bool:
+    """In a transaction: once the site has handed over, main charges for all. No token is asked for: a run that was
+    handed over stays so, and all its funds are locked then, whoever says it. False: it was open before.
+    """
+    row = main.one(f"SELECT mode, run FROM ledger_state WHERE id = 1{main.locked}")
+    if row is None or row[0] != "closed" or row[1] != run:
+        return False
+    main.execute("UPDATE ledger_state SET mode = 'open', run = '', pending = %s WHERE id = 1", (run,))
+    main.execute("UPDATE ledger_runs SET phase = 'switched' WHERE run = %s AND phase = 'announced'", (run,))
+    return True
+
+
+def handed_over(delta: Session) -> str:
+    """The last run, when its site has handed over to main; empty otherwise."""
+    row = delta.retried(
+        lambda: delta.one(
+            "SELECT s.run FROM delta_state s JOIN delta_runs r ON r.run = s.run "
+            "WHERE s.id = 1 AND s.mode = 'normal' AND r.state = 'switched'"
+        )
+    )
+    return str(row[0]) if row else ""
+
+
 def _reopen(main: Session, run: str, fence: int) -> None:
     fences.require(main, "ledger_state", fence, change=True)
     main.execute(

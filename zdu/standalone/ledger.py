@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from core.sql import Reason, SqlError
+from zdu.standalone.alone import handed_over, open_main
 from zdu.standalone.delta import DeltaLedger, Mode
 from zdu.standalone.entries import DAY, Answer, Grant, NotHere, Xdr, repeated
 from zdu.standalone.main import MainLedger
@@ -83,6 +84,8 @@ class Ledger:
                 if self.site is Site.MAIN:
                     with suppress(NotHere):
                         return on_delta()
+                if self._opened():
+                    continue
                 if time.monotonic() > until:
                     raise
             except SqlError as error:
@@ -92,6 +95,11 @@ class Ledger:
                 if time.monotonic() > until or self.delta.mode() is Mode.NORMAL:
                     raise
             time.sleep(PAUSE)
+
+    def _opened(self) -> bool:
+        """Where a controller died after the site had handed over and before it opened main, that is done here."""
+        run, main = handed_over(self.delta.session), self.main.session
+        return bool(run) and main.transaction(lambda: open_main(main, run))
 
     def _main_first(self) -> bool:
         return self.site is Site.MAIN or self.delta.mode() is Mode.NORMAL

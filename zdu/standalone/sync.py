@@ -20,7 +20,7 @@ from typing import Final
 from core.errors import ZduRefused
 from core.faults import point
 from zdu.standalone import fence as fences
-from zdu.standalone.alone import close_main, state_of
+from zdu.standalone.alone import close_main, open_main, state_of
 from zdu.standalone.audit import Sums, compare
 from zdu.standalone.copying import Copied, copy_changes
 from zdu.standalone.delta import Mode, now
@@ -107,7 +107,7 @@ class Synchronisation:
                 state = "switched"
         point("sync:handed-over")
         if state == "switched":
-            self.main.transaction(self._open_main)
+            self.main.transaction(lambda: open_main(self.main, self.run))
         return Locked(accounts=total.accounts, calls=total.calls, beyond=total.beyond, gap=time.monotonic() - begun)
 
     def transfer(self, progress: Callable[[Progress], None] = lambda _: None) -> Progress:
@@ -187,6 +187,9 @@ class Synchronisation:
     def _hand_over(self) -> bool:
         """The site never charges alone again in this run. False: the stop was taken back meanwhile (`LEASE`)."""
         fences.require(self.delta, "delta_state", self.fence, change=True)
+        run = self.delta.one("SELECT state FROM delta_runs WHERE run = %s", (self.run,))
+        if run is not None and run[0] != "open":
+            return True  # done before, by a COMMIT whose answer was lost
         row = self.delta.one("SELECT mode FROM delta_state WHERE id = 1")
         if row is None or row[0] != Mode.SWITCHING:
             return False
@@ -194,16 +197,6 @@ class Synchronisation:
         self.delta.execute("UPDATE delta_runs SET state = 'switched' WHERE run = %s", (self.run,))
         self.delta.execute("DELETE FROM delta_reservations WHERE run = %s", (self.run,))  # main holds them now
         return True
-
-    def _open_main(self) -> None:
-        fences.require(self.main, "ledger_state", self.fence, change=True)
-        self.main.execute(
-            "UPDATE ledger_state SET mode = 'open', run = '', pending = %s "
-            "WHERE id = 1 AND mode = 'closed' AND run = %s",
-            (self.run, self.run),
-        )
-        switched = "UPDATE ledger_runs SET phase = 'switched' WHERE run = %s AND phase = 'announced'"
-        self.main.execute(switched, (self.run,))
 
     def _close_on_main(self) -> None:
         fences.require(self.main, "ledger_state", self.fence, change=True)
