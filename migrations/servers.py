@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from core.sql import Database, Engine
+from core.sql import Database, Engine, SqlError
 from migrations.engines import Server
+from migrations.session import explain
 
 
-def open_server(database: Database) -> Server:
-    """Connect to the database for migrations. Raises SqlError, DatabaseFailed."""
+def open_server(database: Database, replicas: Sequence[Database] = ()) -> Server:
+    """Connect to the database for migrations. `replicas`: of a MariaDB server, whose lag counts.
+
+    Raises SqlError, DatabaseFailed.
+    """
     match database.engine:
         case Engine.MARIADB:
             from migrations.engines.mariadb import MariadbServer
 
-            return MariadbServer(database)
+            return MariadbServer(database, replicas)
         case Engine.POSTGRESQL:
             from migrations.engines.postgresql import PostgreSQLServer
 
@@ -27,9 +31,9 @@ def open_server(database: Database) -> Server:
 
 
 @contextmanager
-def opened(database: Database) -> Iterator[Server]:
+def opened(database: Database, replicas: Sequence[Database] = ()) -> Iterator[Server]:
     """The same, closed at the end."""
-    server = open_server(database)
+    server = open_server(database, replicas)
     try:
         yield server
     finally:

@@ -28,6 +28,23 @@ LOST: Final = frozenset({Reason.GONE, Reason.UNREACHABLE})
 REFUSED_FOR_NOW: Final = frozenset({Reason.LOCKED, Reason.DEADLOCK})
 
 
+#: What leads on, where a run could not even begin.
+_LEADS_ON: Final = {
+    Reason.UNREACHABLE: ["start the server, or mend its address under [databases] in node.toml", "updater doctor"],
+    Reason.DENIED: ["mend user and password_file under [databases] in node.toml, or GRANT what is missing"],
+    Reason.FULL: ["free space where the database lies"],
+    Reason.READ_ONLY: ["find out who made it read-only and why"],
+    Reason.LOCKED: ["try again in a moment"],
+}
+
+
+def explain(error: SqlError) -> SqlError:
+    """An error from before anything was begun, with what holds now and what leads on."""
+    error.state = error.state or "nothing was changed by this run"
+    error.next = error.next or tuple(_LEADS_ON.get(error.reason, ["updater doctor"]))
+    return error
+
+
 class Session:
     """The lock is held between `begin` and `end`."""
 
@@ -40,8 +57,11 @@ class Session:
 
     def begin(self) -> None:
         """Take the lock and raise the fence. Raises LockHeld when somebody who lives has it."""
-        self.server.require_primary()
-        self._take()
+        try:
+            self.server.require_primary()
+            self._take()
+        except SqlError as error:
+            raise explain(error) from error
 
     def end(self) -> None:
         """Give the lock back; a connection that is gone has done so by itself."""

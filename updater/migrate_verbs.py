@@ -14,11 +14,10 @@ from migrations.catalogue import Catalogue, Direction, Migration, Phase
 from migrations.history import Progress, progress
 from migrations.ledger import Entry, Key, State
 from migrations.runner import Runner
-from migrations.servers import opened
 from partitions.boot.state import SLOTS, Slot, other
 from updater.catalogues import catalogue_of, ours
 from updater.execution import locked
-from updater.migrating import limits, note_migrated, run
+from updater.migrating import limits, note_migrated, run, server_of
 from updater.node import Node
 from updater.switching import way_back
 
@@ -76,7 +75,7 @@ def lines(node: Node, chosen: Chosen) -> list[Line]:
     found = []
     for name in ours(node, chosen.catalogue):
         migrations = chosen.catalogue.of(database=name)
-        with opened(node.config.databases[name]) as server:
+        with server_of(node, name) as server:
             runner = Runner(server, migrations, release=str(chosen.release), run_id="look")
             runner.verify_history()
             entries = runner.entries()
@@ -171,7 +170,7 @@ def undo(node: Node, report: Report, *, down_to: int | None = None) -> str:
             )
         names: list[str] = []
         for name in reversed(ours(node, chosen.catalogue)):
-            with opened(node.config.databases[name]) as server:
+            with server_of(node, name) as server:
                 migrations = chosen.catalogue.of(database=name)
                 runner = Runner(
                     server,
@@ -210,7 +209,7 @@ def settle(node: Node, number: int, statement: int, *, down: bool, done: bool, r
                 state="nothing was changed",
                 next="updater migrate status",
             )
-        with opened(node.config.databases[migration.database]) as server:
+        with server_of(node, migration.database) as server:
             runner = Runner(
                 server, chosen.catalogue.migrations, release=str(chosen.release), run_id="settle", report=report
             )

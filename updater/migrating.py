@@ -7,6 +7,7 @@ Which statements are done, the databases themselves know.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -20,10 +21,10 @@ from core.window import Window
 from images.read import Bundle
 from migrations.action import Copier
 from migrations.catalogue import Catalogue, Migration, Phase, Strategy
+from migrations.engines import Server
 from migrations.guards import Limits
 from migrations.history import Pending
 from migrations.runner import Outcome, Runner
-from migrations.servers import opened
 from partitions.boot.state import Slot
 from patches.lifetime import Decision
 from updater.backups import Backup, room
@@ -51,6 +52,14 @@ def limits(node: Node, *, window_end: datetime | None = None, cleanup: bool = Fa
     )
 
 
+def server_of(node: Node, name: str) -> AbstractContextManager[Server]:
+    """The server of a database of node.toml, opened for migrations. Raises SqlError, DatabaseFailed."""
+    from migrations.servers import opened
+
+    replicas = [each for each in node.config.migrations.replicas if each.of == name]
+    return opened(node.config.databases[name], replicas)
+
+
 def due(
     node: Node, catalogue: Catalogue, release: str, name: str, phases: Sequence[Phase]
 ) -> tuple[list[Pending], str]:
@@ -58,7 +67,7 @@ def due(
 
     Raises DatabaseFailed where it cannot be used (if there is something to do), MigrationFailed for an edited history.
     """
-    with opened(node.config.databases[name]) as server:
+    with server_of(node, name) as server:
         runner = Runner(server, catalogue.of(database=name), release=release, run_id="plan")
         runner.verify_history()
         pending = runner.pending(phases)
@@ -80,7 +89,7 @@ def run(
     outcomes = []
     for name in ours(node, catalogue):
         migrations = catalogue.of(database=name)
-        with opened(node.config.databases[name]) as server:
+        with server_of(node, name) as server:
             runner = Runner(
                 server,
                 migrations,

@@ -134,11 +134,19 @@ class StageConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaConfig(Database):
+    """A replica whose lag batches wait for. `of`: the name of the database that it follows."""
+
+    of: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationsConfig:
     """How data migrations run; seconds. `lock_wait`: longest wait for a lock at each try. `deadline`: of each phase.
     `max_stall`: how long writers may be held up in all by one phase. `max_lag`, `max_running`: batches pause while a
     replica is further behind, or the server executes more statements. `backup`: before the blocking phase; a program
     of the operator's is `backup_command`. `backups`: where backups are kept (empty: in the data directory).
+    `replicas`: of MariaDB servers, which do not know how far theirs are behind.
     """
 
     lock_wait: float = 1.0
@@ -149,6 +157,7 @@ class MigrationsConfig:
     backup: Literal["none", "snapshot", "command"] = "snapshot"
     backup_command: tuple[str, ...] = ()
     backups: Path | None = None
+    replicas: tuple[ReplicaConfig, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("lock_wait", "deadline", "max_stall", "max_lag"):
@@ -200,6 +209,9 @@ class NodeConfig:
     def __post_init__(self) -> None:
         if not self.data.is_absolute():
             raise ValueError(f"data: {self.data} must be absolute")
+        for number, replica in enumerate(self.migrations.replicas):
+            if replica.of not in self.databases:
+                raise ValueError(f"migrations.replicas[{number}].of: there is no database {replica.of!r}")
 
     @property
     def journal(self) -> Path:

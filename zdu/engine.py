@@ -173,7 +173,7 @@ class Engine:
     def _abort_wanted(self, leg: Leg, said: list[Said]) -> bool:
         """Whether somebody wants the way back, and there is one."""
         wanted = [one for one in said if one.word is Word.ABORT and not one.taken]
-        if not wanted:
+        if not wanted or leg.runbook.back:
             return False
         try:
             back(self.sites, self.runs, self.run.id)
@@ -237,13 +237,15 @@ class Engine:
         )
 
     def wanted_back(self, leg: Leg) -> bool:
-        """As `_abort_wanted`, asked not more often than `LISTEN`."""
+        """As `_abort_wanted`, asked not more often than `LISTEN`. On the way back there is no other one."""
+        if leg.runbook.back:
+            return False
         with self._guard:
             asked, wanted = self._heard
             if wanted or time.monotonic() - asked < LISTEN:
                 return wanted
             self._heard = (time.monotonic(), False)
-        wanted = not leg.runbook.back and self._abort_wanted(leg, self.runs.said(self.run.id))
+        wanted = self._abort_wanted(leg, self.runs.said(self.run.id))
         with self._guard:
             self._heard = (time.monotonic(), wanted)
         return wanted

@@ -85,6 +85,17 @@ def dies_at(number: int, action: Callable[[], Any]) -> bool:
     return not _reap(*_spawn(armed))[0]
 
 
+def killed_when(ready: Callable[[], Any], action: Callable[[], Any]) -> bool:
+    """Run `action` in a child that is killed as soon as `ready` returns; whether it died before its end."""
+    child, reading = _spawn(action)
+    try:
+        ready()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        died = not _reap(child, reading)[0]
+    return died
+
+
 def killed_after(seconds: float, action: Callable[[], Any]) -> bool:
     """Run `action` in a child that is killed after so long; whether it died before its end."""
     child, reading = _spawn(action)

@@ -117,9 +117,13 @@ def model(of: Sites) -> Model:
 @contextmanager
 def controller(of: Sites, world: Any, **more: Any) -> Iterator[Controller]:
     """A controller with open tables."""
-    made: Callable[[Run, int], Any] = lambda run, fence: world
+
+    def made(run: Run, fence: int) -> Any:
+        return world
+
+    settings: dict[str, Any] = {"pace": QUICK, "samples": 0.2} | more
     with Tables.open(of.controller.database, patience=10) as tables:
-        yield Controller(of, tables, made, **({"pace": QUICK, "samples": 0.2} | more))
+        yield Controller(of, tables, made, **settings)
 
 
 def in_service(world: Model, release: str) -> None:

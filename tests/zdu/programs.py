@@ -71,7 +71,7 @@ class Kamailio:
         self.process = self._start()
 
     def _start(self) -> Process:
-        options = ["-f", OWN / "kamailio.cfg", "-m", "64", "-M", "8", "-Y", OWN, "-P", OWN / "kamailio.pid"]
+        options = ["-f", f"{OWN}/kamailio.cfg", "-m", "64", "-M", "8", "-Y", str(OWN), "-P", f"{OWN}/kamailio.pid"]
         return self.host.start(*ahead(), "kamailio", "-DD", "-E", *options, log="kamailio")
 
     def rpc(self, *words: str) -> str:

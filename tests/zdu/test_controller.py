@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,6 @@ def under_way(work: Callable[[], Ended]) -> Iterator[list[Any]]:
         try:
             result.append(work())
         except BaseException as error:
-            traceback.print_exc()
             result.append(error)
 
     thread = threading.Thread(target=body)
@@ -207,11 +206,12 @@ def test_no_abort_past_the_point_of_no_return(tmp_path: Path) -> None:
 
 
 def test_approvals_phase_by_phase(acme: Installation) -> None:
-    with lab.controller(acme.sites, acme.world) as controller, under_way(
-        lambda: acme.start(controller, Approve.PHASE)
-    ) as result:
+    with (
+        lab.controller(acme.sites, acme.world) as controller,
+        under_way(lambda: acme.start(controller, Approve.PHASE)) as result,
+    ):
         for number in range(1, 10):
-            run = until(lambda n=number: _waits(controller, str(n)))
+            run = until(partial(_waits, controller, str(number)))
             assert run.state is RunState.WAITING and acme.runbook.phases[number - 1].title in run.text
             controller.runs.say(run.id, Word.APPROVE, "4.2", "mallory")  # for something else: opens nothing
             controller.runs.say(run.id, Word.APPROVE, str(number), "ada")
@@ -220,9 +220,10 @@ def test_approvals_phase_by_phase(acme: Installation) -> None:
 
 
 def test_approvals_of_each_step(acme: Installation) -> None:
-    with lab.controller(acme.sites, acme.world) as controller, under_way(
-        lambda: acme.start(controller, Approve.EACH)
-    ) as result:
+    with (
+        lab.controller(acme.sites, acme.world) as controller,
+        under_way(lambda: acme.start(controller, Approve.EACH)) as result,
+    ):
         first, second = acme.runbook.batches[:2]
         run = until(lambda: _waits(controller, first[0].id))
         assert not controller.runs.steps(run.id)
@@ -256,13 +257,14 @@ def test_pause_between_steps(acme: Installation) -> None:
 
 
 def test_a_drain_that_does_not_end_is_told_about_and_waited_for(acme: Installation) -> None:
-    told: list[str] = []
     acme.world.model.calls[999] = _endless(acme)
     pace = replace(lab.QUICK, drain=DrainConfig(interval=0.02, alert_after=0.1, alert_every=0.1))
-    with lab.controller(acme.sites, acme.world, pace=pace) as controller, under_way(
-        lambda: acme.start(controller)
-    ) as result:
-        until(lambda: (r := controller.runs.open_run("acme")) and told.extend(_alerts(controller, r.id)) or len(told) > 3)
+    with (
+        lab.controller(acme.sites, acme.world, pace=pace) as controller,
+        under_way(lambda: acme.start(controller)) as result,
+    ):
+        run = until(lambda: controller.runs.open_run("acme"))
+        told = until(lambda: found if len(found := _alerts(controller, run.id)) > 2 else None)
         assert "A has 1 calls" in told[0] and "no call is ended" in told[0]
         assert not result
         del acme.world.model.calls[999]
@@ -275,9 +277,13 @@ def test_abort_while_a_drain_waits(acme: Installation) -> None:
     acme.world.model.calls[999] = _endless(acme)
     with lab.controller(acme.sites, acme.world) as controller, under_way(lambda: acme.start(controller)) as result:
         step = acme.step(Action.DRAIN_WAIT, "A")
-        run = until(lambda: (r := controller.runs.open_run("acme")) and any(
-            record.step == step for record in controller.runs.steps(r.id)
-        ) and r)
+        run = until(
+            lambda: (
+                (r := controller.runs.open_run("acme"))
+                and any(record.step == step for record in controller.runs.steps(r.id))
+                and r
+            )
+        )
         assert say(controller.tables, acme.sites, Word.ABORT, "ada")
         until(lambda: result)
         assert result[0].run.state is RunState.ABORTED

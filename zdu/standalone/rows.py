@@ -18,6 +18,18 @@ def xdr_row(session: Session, xdr: Xdr) -> tuple[object, ...]:
     return (xdr.id, xdr.account, xdr.call, session.put(xdr.amount), xdr.seconds, xdr.moment, xdr.detail)
 
 
+def row_of(source: Session, to: Session, row: Sequence[Any]) -> tuple[Any, ...]:
+    """A row that begins with the columns `XDR`, read from one database, as the other stores it. For many rows: they
+    were checked when they were made.
+    """
+    amount, started = row[3], row[5]
+    if source.is_mariadb is not to.is_mariadb:
+        amount = to.put(source.take(amount))
+    if isinstance(started, datetime):
+        started = started.isoformat(" ", "microseconds")
+    return (row[0], row[1], row[2], amount, row[4], started, row[6])
+
+
 def xdr_in(session: Session, row: Sequence[Any]) -> Xdr:
     """The record in a row that begins with the columns `XDR`."""
     started = row[5] if isinstance(row[5], datetime) else datetime.fromisoformat(row[5])

@@ -24,7 +24,7 @@ T = TypeVar("T")
 _AGAIN: Final = frozenset({Reason.DEADLOCK, Reason.LOCKED, Reason.GONE, Reason.UNREACHABLE})
 
 #: Two wrote the same key at the same time: the second look sees it.
-_DUPLICATE: Final = frozenset({"1062", "SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE"})
+DUPLICATE: Final = frozenset({"1062", "SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE"})
 _DUPLICATES: Final = 3
 
 #: Rows in one statement.
@@ -119,8 +119,8 @@ class Session:
             except SqlError as error:
                 if error.reason in (Reason.GONE, Reason.UNREACHABLE):
                     self.close()
-                duplicates += error.code in _DUPLICATE
-                again = duplicates < _DUPLICATES if error.code in _DUPLICATE else error.reason in _AGAIN
+                duplicates += error.code in DUPLICATE
+                again = duplicates < _DUPLICATES if error.code in DUPLICATE else error.reason in _AGAIN
                 if not again or time.monotonic() > until:
                     raise
             time.sleep(random.uniform(0, pause))
