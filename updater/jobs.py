@@ -213,7 +213,7 @@ def _check(job: str, fence: int, verb: tuple[str, ...]) -> None:
 
 
 def _launch(node: Node, jobs: Jobs, job: str) -> None:
-    """Start its process where the end of our session does not reach it, and wait until it has begun."""
+    """Start its process where the end of our login does not reach it, and wait until it has begun."""
     runner = [sys.executable, "-P", "-m", _RUNNER, str(node.path.resolve()), job]
     refused: CommandFailed | None = None
     try:

@@ -222,7 +222,7 @@ def test_a_power_cut_before_the_end_is_seen_after_the_boot(node: Sandbox, lab: L
     assert found["run"]["state"] == "open"
 
 
-def test_it_has_a_session_of_its_own(node: Sandbox, lab: Lab) -> None:
+def test_it_belongs_to_no_terminal(node: Sandbox, lab: Lab) -> None:
     mark = node.slow(2)
     node.start("s", "stage", lab.bundle("MR96-1"))
     until(mark.exists)

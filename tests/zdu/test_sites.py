@@ -135,7 +135,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
 def test_faults_between_tables_are_told_at_once() -> None:
     data = changed("stand_in", "C")
     data["dispatchers"]["normally"] = ["C", "D"]
-    data["sites"][1]["servers"][1]["name"] = "db-a-01"
+    data["sites"][1]["servers"][3]["name"] = "db-a-01"
     assert len(faults(data)) == 4
 
 

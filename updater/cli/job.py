@@ -11,7 +11,7 @@ from updater.cli.context import opened, print_json, settings
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Run a verb detached from this session, and ask how it stands. Controllers work with it.",
+    help="Run a verb detached from your terminal, and ask how it stands. Controllers work with it.",
 )
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="Name of the job.")]

@@ -1,0 +1,347 @@
+"""The real world of a controller, with servers that are played: every action and every gate goes through the drivers of
+a sites file, and the books are real ones (SQLite).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import CommandFailed, ConfigError, HealthFailed, NotReady, SiteUnreachable
+from core.run import Result
+from core.sql import Database, Engine
+from tests.zdu import controllerlab as lab
+from tests.zdu.sitelab import installation, site
+from zdu.controller import Controller
+from zdu.drivers import ProbeConfig, ProbeKind, StandaloneConfig, StandaloneKind, SwitchConfig, VipConfig, VipKind
+from zdu.effects import RealWorld
+from zdu.hands import Hands
+from zdu.limits import DrainConfig
+from zdu.records import Approve, Run, RunState
+from zdu.runbook import Action
+from zdu.sites import SiteCheck, SiteCheckKind, SiteKind, Sites
+from zdu.standalone import schema
+from zdu.standalone.entries import Xdr
+from zdu.standalone.ledger import DeltaLedger, MainLedger
+from zdu.standalone.session import Session
+from zdu.survey import dry_run, refuse, releases
+from zdu.tables import Tables
+
+pytestmark = pytest.mark.xdist_group("controller")
+
+BUNDLE = "/depot/mr96-1.bundle"
+
+
+class Played:
+    """All servers: what they run, how their switches stand, and what they answer to the commands of drivers."""
+
+    def __init__(self) -> None:
+        self.guard = threading.RLock()
+        self.runs: dict[str, str] = {}
+        self.other: dict[str, str] = {}
+        self.state = {"A": "open", "B": "open", "alone": "normal", "billing": "standby", "held": "no"}
+        self.sends_to = {"d1": ("A", "B"), "d2": ("A", "B")}
+        self.gave: set[str] = set()
+        self.vip = "d1"
+        self.calls = {"A": 0, "B": 0}
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.down: set[str] = set()
+        self.skew: dict[str, str] = {}
+        self.fences: list[int] = []
+        self.unfit: dict[str, str] = {}
+        self.asked: list[tuple[str, ...]] = []
+
+    def answer(self, name: str, argv: Sequence[str]) -> tuple[int, str]:
+        program, *words = argv
+        self.asked.append((name, *argv))
+        site_name = name[0].upper()
+        match program, words:
+            case "count-calls", []:
+                return 0, str(self.calls[site_name])
+            case "maintenance", [verb]:
+                if verb != "status":
+                    self.state[site_name] = {"enter": "maintenance", "leave": "open"}[verb]
+                return 0, self.state[site_name]
+            case "billing", [verb]:
+                self.state["billing"] = verb if verb != "status" else self.state["billing"]
+                return 0, self.state["billing"]
+            case "stand-alone", ["replica"]:
+                held = self.state["held"] == "yes"
+                told = {"read_only": True, "replicates": not held, "applied": True, "lag": None if held else 0}
+                return 0, json.dumps(told)
+            case "stand-alone", [("hold" | "join") as verb]:
+                self.state["held"] = "yes" if verb == "hold" else "no"
+                return 0, ""
+            case "stand-alone", [verb]:
+                if verb != "status":
+                    self.state["alone"] = {"enter": "alone", "leave": "normal"}[verb]
+                    self.state["billing"] = "active"
+                return 0, self.state["alone"]
+            case "check-site", []:
+                return 0, ""
+            case "front", ["targets"]:
+                targets = [
+                    {"destination": f"sip:{each}", "site": each, "state": "active" if each in self.sends_to[name] else
+                     "draining"} for each in ("A", "B")]  # fmt: skip
+                return 0, json.dumps({"targets": targets})
+            case "front", ["send-to", *names]:
+                self.sends_to[name] = tuple(names)
+                return 0, ""
+            case "front", ["restore"]:
+                self.sends_to[name] = ("A", "B")
+                return 0, ""
+            case "vip", [verb]:
+                return self._vip(name, verb), ""
+            case "updater", ["--json", *verb]:
+                return self._node(name, verb)
+        raise AssertionError(argv)
+
+    def _vip(self, name: str, verb: str) -> int:
+        if verb == "give":
+            self.gave.add(name)
+        if verb == "take":
+            self.gave.discard(name)
+        free = [each for each in ("d1", "d2") if each not in self.gave]
+        if self.vip in self.gave and free:
+            self.vip = free[0]
+        return {"holds": int(self.vip != name), "ready": int(name in self.gave)}.get(verb, 0)
+
+    def _node(self, name: str, words: list[str]) -> tuple[int, str]:
+        match words:
+            case ["status"]:
+                slots = [
+                    {"slot": "a", "release": self.runs[name], "state": "good", "booted": True, "next_boot": True},
+                    {"slot": "b", "release": self.other.get(name, "MR94-1"), "state": "staged" if name in self.other
+                     else "good"},
+                ]  # fmt: skip
+                at = self.skew.get(name, datetime.now(UTC).isoformat())
+                return 0, json.dumps({"node": name, "at": at, "indicator": "OK", "slots": slots})
+            case ["doctor"]:
+                return 0, "[]"
+            case ["confirm"]:
+                return 0, json.dumps({"kind": "result", "data": {"text": "good"}})
+            case ["plan", _]:
+                if name in self.unfit:
+                    error = HealthFailed(self.unfit[name], next=f"mend {name}").as_json()
+                    return 23, json.dumps({"title": "plan", "steps": [], "checks": []}) + "\n" + json.dumps(
+                        {"kind": "error", "error": error})  # fmt: skip
+                return 0, json.dumps({"title": f"→ MR96-1 on {name}", "steps": [], "checks": []})
+            case ["job", "status", job, *_]:
+                known = self.jobs.get(f"{name}:{job}")
+                if known is None:
+                    error = {"kind": "wrong state", "exit_code": 34, "message": "no such job"}
+                    return 34, json.dumps({"kind": "error", "error": error})
+                return 0, json.dumps(known)
+            case ["job", "start", "--id", job, "--fence", fence, "--", verb, *_]:
+                self.fences.append(int(fence))
+                if verb == "stage":
+                    self.other[name] = "MR96-1"
+                if verb in ("activate", "rollback"):
+                    new = self.other.get(name, "MR95-1") if verb == "activate" else "MR95-1"
+                    self.other[name], self.runs[name] = self.runs[name], new
+                told = {"id": job, "state": "done", "result": {"text": f"{verb} on {name} done"}, "events": []}
+                return 0, json.dumps(self.jobs.setdefault(f"{name}:{job}", told))
+        raise AssertionError(words)
+
+
+class PlayedShell:
+    def __init__(self, played: Played, name: str) -> None:
+        self.played = played
+        self.name = name
+
+    def run(self, argv: Sequence[str], *, input: str | None = None, timeout: float = 10) -> Result:
+        with self.played.guard:
+            if self.name in self.played.down:
+                raise SiteUnreachable(f"{self.name} cannot be reached over SSH", next="mend the line")
+            code, said = self.played.answer(self.name, argv)
+        return Result(code=code, stdout=said + "\n", stderr="", seconds=0)
+
+    def exists(self, path: Path) -> bool:
+        raise AssertionError(path)
+
+    def read(self, path: Path) -> bytes:
+        raise AssertionError(path)
+
+    def write(self, path: Path, data: bytes, mode: int | None = None) -> None:
+        raise AssertionError(path)
+
+
+class Installation:
+    def __init__(self, folder: Path) -> None:
+        self.played = Played()
+        self.books = {
+            name: Database(engine=Engine.SQLITE, path=folder / f"{name}.sqlite") for name in ("main", "delta")
+        }
+        for database in self.books.values():
+            assert database.path is not None
+            database.path.touch()
+        with Session(self.books["main"]) as main, Session(self.books["delta"]) as delta:
+            schema.install_main(main)
+            schema.install_delta(delta)
+            MainLedger(main).open_account("ada", credit_limit=Decimal(100))
+        check = SiteCheck(name="web", kind=SiteCheckKind.COMMAND, command=("check-site",), on="a-01")
+        a = site("A", SiteKind.MAIN, database=self.books["main"], billing=None, checks=(check,))
+        alone = StandaloneConfig(command=("stand-alone",), kind=StandaloneKind.COMMAND, delta=self.books["delta"])
+        b = site(
+            "B",
+            SiteKind.SECONDARY,
+            database=self.books["main"],  # a replica that is never behind
+            standalone=alone,
+            billing=SwitchConfig(command=("billing",), host="b-02"),
+        )
+        a = replace(a, maintenance=SwitchConfig(command=("maintenance",), host="a-01"))
+        b = replace(b, maintenance=SwitchConfig(command=("maintenance",), host="b-01"))
+        made = installation(sites=(a, b), drain=DrainConfig(interval=0.02))
+        probe = ProbeConfig(kind=ProbeKind.COMMAND, command=("true",))
+        vip = VipConfig(address="192.0.2.20", kind=VipKind.COMMAND, command=("vip",), probe=probe)
+        database = Database(engine=Engine.SQLITE, path=folder / "zdu.sqlite")
+        self.sites: Sites = replace(
+            made,
+            dispatchers=replace(made.dispatchers, vips=(vip,)),
+            controller=replace(made.controller, database=database),
+        )
+        self.played.runs = dict.fromkeys(self.sites.servers, "MR95-1")
+        self.runbook = lab.runbook(self.sites)
+
+    def world(self, run: Run | None = None, fence: int = 1) -> RealWorld:
+        hands = Hands(self.sites, fence, shell=lambda name: PlayedShell(self.played, name))
+        return RealWorld(self.sites, BUNDLE, "MR96-1", fence, hands)
+
+    def controller(self, tables: Tables) -> Controller:
+        return Controller(self.sites, tables, self.world, pace=lab.QUICK, samples=0.1)
+
+
+@pytest.fixture
+def acme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Installation]:
+    monkeypatch.setattr("zdu.agent.POLL", 0.01)
+    yield Installation(tmp_path)
+
+
+def test_a_whole_run_through_the_drivers(acme: Installation) -> None:
+    charged = _charge_while_alone(acme)
+    with Tables.open(acme.sites.controller.database) as tables:
+        ended = acme.controller(tables).start(acme.runbook, bundle=BUNDLE, approve=Approve.NONE, who="ada")
+        assert ended.error is None, ended.error.as_json()
+    assert ended.run.state is RunState.DONE
+    assert set(acme.played.runs.values()) == {"MR96-1"}
+    assert acme.played.state == {"A": "open", "B": "open", "alone": "normal", "billing": "standby", "held": "no"}
+    assert set(acme.played.sends_to.values()) == {("A", "B")} and acme.played.vip == "d1" and not acme.played.gave
+    assert set(acme.played.fences) == {1}
+    with Session(acme.books["main"]) as main:
+        account = MainLedger(main).account("ada")
+        assert charged == ["x1"] and account.balance == Decimal("1.20") and not account.locked
+
+
+def test_a_run_that_stops_and_goes_back(acme: Installation) -> None:
+    _charge_while_alone(acme)
+    world = acme.world()
+    world.act = _failing(world, Action.SYNC_CLOSE)  # type: ignore[method-assign]
+    with Tables.open(acme.sites.controller.database) as tables:
+        controller = Controller(acme.sites, tables, lambda *_: world, pace=lab.QUICK, samples=0.1)
+        assert (
+            controller.start(acme.runbook, bundle=BUNDLE, approve=Approve.NONE, who="ada").run.state is RunState.STOPPED
+        )
+        ended = acme.controller(tables).abort("bob")
+        assert ended.error is None, ended.error.as_json()
+    assert ended.run.state is RunState.ABORTED
+    assert set(acme.played.runs.values()) == {"MR95-1"}
+    assert acme.played.state["alone"] == "normal" and acme.played.state["A"] == acme.played.state["B"] == "open"
+    with Session(acme.books["main"]) as main:
+        account = MainLedger(main).account("ada")
+        assert account.balance == Decimal("1.20") and not account.locked
+
+
+def test_a_dry_run_asks_everybody_and_changes_nothing(acme: Installation) -> None:
+    world = acme.world()
+    found, silent = releases(world.hands, acme.sites)
+    assert not silent and {str(release) for release in found.values()} == {"MR95-1"}
+    before = (dict(acme.played.state), dict(acme.played.runs), dict(acme.played.sends_to))
+    shown: list[str] = []
+    findings = dry_run(world, acme.runbook, lambda finding: shown.append(finding.what))
+    refuse(findings)
+    assert len(shown) == len(findings) > len(acme.sites.servers)
+    assert before == (acme.played.state, acme.played.runs, acme.played.sends_to) and not acme.played.jobs
+    asked = {name for name, *_ in acme.played.asked}
+    assert asked == set(acme.sites.servers)
+
+
+def test_what_stands_against_a_run_is_told_at_once(acme: Installation) -> None:
+    acme.played.down.add("b-03")
+    acme.played.unfit["a-02"] = "patch 0009 does not apply"
+    acme.played.skew["a-04"] = "2026-01-01T00:00:00+00:00"
+    findings = dry_run(acme.world(), acme.runbook, lambda _: None)
+    with pytest.raises(NotReady) as caught:
+        refuse(findings)
+    told = "\n".join(caught.value.what)
+    assert "b-03 cannot be reached" in told and "patch 0009" in told and "clock of a-04" in told
+    assert caught.value.state == "nothing was touched"
+
+
+def test_a_switch_that_does_not_say_how_it_stands(acme: Installation) -> None:
+    acme.played.state["A"] = "perhaps"
+    with pytest.raises(CommandFailed, match="how maintenance stands"):
+        acme.world().hands.stands("maintenance", acme.sites.main.maintenance)
+
+
+def test_without_a_delta_database_nothing_is_synchronised(acme: Installation) -> None:
+    b = acme.sites.by_name["B"]
+    assert b.standalone is not None
+    with pytest.raises(ConfigError, match="delta database of B"):
+        acme.world().hands.delta_ledger(replace(b, standalone=replace(b.standalone, delta=None)))
+
+
+def test_a_sample_never_fails(acme: Installation) -> None:
+    acme.played.calls["A"] = 3
+    acme.played.down.add("b-03")
+    sample = acme.world().sample()
+    assert sample.calls == {"A": 3, "B": None} and sample.lag == {"B": 0.0}
+
+
+def test_leaving_is_noticed_before_a_server_is_asked(acme: Installation) -> None:
+    def gone() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        acme.world().hands.watched(gone).node("a-01").status()
+    assert not acme.played.asked
+
+
+def _charge_while_alone(acme: Installation) -> list[str]:
+    """One call on B, charged as soon as B stands alone."""
+    charged: list[str] = []
+    answer = acme.played.answer
+
+    def watched(name: str, argv: Sequence[str]) -> tuple[int, str]:
+        if argv[0] == "front" and argv[1:] == ["send-to", "B"] and not charged:
+            with Session(acme.books["delta"]) as delta, Session(acme.books["main"]) as main:
+                ledger = DeltaLedger(delta, main)
+                ledger.authorize("ada", call="c1", price=Decimal("0.10"))
+                ledger.charge(
+                    Xdr.of_call(
+                        "x1", account="ada", call="c1", price=Decimal("0.10"), seconds=720, started=datetime.now(UTC)
+                    )
+                )
+            charged.append("x1")
+        return answer(name, argv)
+
+    acme.played.answer = watched  # type: ignore[method-assign]
+    return charged
+
+
+def _failing(world: RealWorld, action: Action) -> Callable[..., str]:
+    act = world.act
+
+    def made(step: Any, talk: Any) -> str:
+        if step.action is action:
+            raise HealthFailed("no")
+        return act(step, talk)
+
+    return made
