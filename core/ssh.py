@@ -16,6 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from core.errors import NotReady
+
 #: Largest answer that is read from a machine, and how much of what it says on standard error is kept; bytes.
 LARGEST_ANSWER: Final = 64 << 20
 _ERRORS_KEPT: Final = 256 << 10
@@ -119,8 +121,10 @@ class Line:
         """Run a command to its end with `said` on its standard input. `timeout`: seconds in all; `silence`: without a
         word of it.
 
-        Raises SshError. Only LOST, OVERRAN and ENDLESS come after the command was begun.
+        Raises SshError, of which only LOST, OVERRAN and ENDLESS come after the command was begun; NotReady without
+        Fabric.
         """
+        _require_fabric()
         with self._places:
             channel = self._channel()
             try:
@@ -139,13 +143,16 @@ class Line:
         """A channel for one command. A line that turns out to have dropped is made anew: nothing was sent yet."""
         import paramiko
 
+        until = time.monotonic() + self.address.connect
         transport, fresh = self._ensure()
         while True:
             try:
                 return transport.open_session(timeout=self.address.connect)
-            except paramiko.ChannelException as error:  # it answers, and refuses
-                text = f"it opens no session: {error}"
-                raise SshError(Fault.UNREACHABLE, self.address.target, text) from error
+            except paramiko.ChannelException as error:  # it answers, and refuses: those that end still count there
+                if time.monotonic() > until:
+                    text = f"it begins no command: {error}"
+                    raise SshError(Fault.UNREACHABLE, self.address.target, text) from error
+                time.sleep(0.05)
             except (OSError, EOFError, paramiko.SSHException) as error:
                 if fresh:
                     raise SshError(Fault.UNREACHABLE, self.address.target, _text(error)) from error
@@ -216,6 +223,7 @@ class Line:
         if gateway is None:
             with suppress(OSError):
                 transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD * 1000)
+                transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # 40 ms less for each command
         return connection
 
     # -- talking
@@ -275,6 +283,18 @@ class Line:
 
 
 _QUIET: Final = logging.NullHandler()
+
+
+def _require_fabric() -> None:
+    try:
+        import fabric  # noqa: F401
+    except ImportError as error:
+        raise NotReady(
+            "Fabric is not installed here, so no other machine can be reached",
+            what=str(error),
+            state="nothing was sent",
+            next="pip install updater[fleet]",
+        ) from error
 
 
 def _refusing(hop: Hop) -> Any:

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from core.errors import MigrationFailed, MigrationStopped
 from core.faults import point
 from core.sql import Reason, SqlError
 from migrations.batches import BatchRun, Pace
 from migrations.catalogue import Action, Batch, Direction, Migration, Phase, Statement, Strategy
 from migrations.ddl import parse
+from migrations.endings import broken_off, ended, half, unknown
 from migrations.engines import Effect, Guard, Holder, Presence, Work
 from migrations.guards import BREATH, stopped
 from migrations.ledger import Key, State
@@ -64,7 +64,8 @@ class ActionRun:
                 elif failed.reason in LOST:
                     lost += 1
                     if lost > MOST_LOST:
-                        raise self._stopped(f"{self.step} has lost its connection {lost} times", failed) from failed
+                        message = f"{self.step} has lost its connection {lost} times"
+                        raise broken_off(message, failed, self._state()) from failed
                     self.session.reconnect(failed)
                     self.there.clear()
                 elif failed.reason in REFUSED_FOR_NOW:
@@ -123,9 +124,9 @@ class ActionRun:
         if found.effect is Effect.THERE:
             self._found(seq, found, started)
         elif found.effect is Effect.HALF:
-            raise self._half(seq, statement, found)
+            raise half(self.step, seq, statement, found, self._state())
         elif found.effect is Effect.UNKNOWN and started and not server.atomic(statement):
-            raise self._unknown(seq, statement, found)
+            raise unknown(self.step, self.migration, self.direction, seq, found, self._state())
 
     def _found(self, seq: int, found: Presence, started: bool) -> None:
         """A statement need not run: an earlier try had done it, or somebody did it by hand."""
@@ -272,59 +273,15 @@ class ActionRun:
         for seq, action in self.group:
             if isinstance(action, Statement) and (server.atomic(action) or parse(action.sql, server.engine).is_ddl):
                 session.persist(lambda seq=seq: session.ledger.forget(self._key(seq)))  # type: ignore[misc]
-        match error.reason:
-            case Reason.OVERRAN:
-                self.seen = server.holders(self._tables()) if self._tables() else []
-                if why := session.budget.spent(trying=False):
-                    raise stopped(f"{self.step} was stopped: {why}", what=self._blockers(), state=self._state())
-                what = f"{self.step} took longer than it may, and was broken off after {self._elapsed():.1f} s"
-                session.budget.stall(self._elapsed() if not self.online else 0.0)
-                raise self._stopped(what, error) from error
-            case Reason.KILLED:
-                raise self._stopped(f"{self.step} was broken off by somebody (KILL)", error) from error
-            case Reason.FULL:
-                raise self._stopped(f"{self.step} ran out of space", error, "free space there") from error
-            case Reason.READ_ONLY:
-                raise self._stopped(f"{self.step}: the server takes no writes any more", error) from error
-            case Reason.DENIED:
-                raise self._stopped(f"{self.step} lacks a privilege", error, "GRANT it to the user") from error
-        mend = ["mend it in a new build of the release: a statement that has not run may be changed"]
-        message = f"{self.step} failed"
-        if error.reason is Reason.REFUSED:
-            message = f"{self.step} cannot be done without blocking writers"
-            mend = ["move it into the blocking phase, or take the strategy online-copy", "updater migrate lint DIR"]
-        raise MigrationFailed(message, what=[str(error), *error.what], state=self._state(), next=mend) from error
-
-    def _stopped(self, message: str, error: SqlError, first: str = "") -> MigrationStopped:
-        made = stopped(message, what=[str(error), *error.what], state=self._state())
-        made.next = (*((first,) if first else ()), *made.next)
-        return made
-
-    def _half(self, seq: int, statement: Statement, found: Presence) -> MigrationFailed:
-        return MigrationFailed(
-            f"{self.step}: statement {seq + 1} is half there",
-            what=[*found.text.splitlines(), f"{statement.where}: {' '.join(statement.sql.split())[:300]}"],
-            state=self._state(),
-            next=[
-                *([f"{found.rest};    by hand, does what is missing"] if found.rest else ["make it whole by hand"]),
-                "updater resume    goes on then",
-            ],
-        )
-
-    def _unknown(self, seq: int, statement: Statement, found: Presence) -> MigrationFailed:
-        return MigrationFailed(
-            f"{self.step}: nobody can tell whether statement {seq + 1} was done",
-            what=[
-                *found.text.splitlines(),
-                f"{statement.where}: {' '.join(statement.sql.split())[:300]}",
-                "it was broken off, the server does not do it as one with its record, and it has no probe",
-            ],
-            state=self._state(),
-            next=[
-                f"updater migrate settle {self.migration.id} {seq + 1} --done | --not-done    once you have looked",
-                "updater resume    goes on then",
-            ],
-        )
+        if error.reason is Reason.OVERRAN:
+            if not self.online:
+                session.budget.stall(self._elapsed())
+            self.seen = server.holders(self._tables()) if self._tables() else []
+            if why := session.budget.spent(trying=False):
+                raise stopped(f"{self.step} was stopped: {why}", what=self._blockers(), state=self._state())
+            message = f"{self.step} took longer than it may, and was broken off after {self._elapsed():.1f} s"
+            raise broken_off(message, error, self._state()) from error
+        raise ended(self.step, error, self._state()) from error
 
     # -- small things
 

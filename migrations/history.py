@@ -72,7 +72,8 @@ def faults(migrations: Sequence[Migration], entries: Mapping[Key, Entry], releas
     databases = {migration.database for migration in migrations}
     found = []
     for entry in entries.values():
-        if entry.direction is not Direction.UP or entry.state is not State.FINISHED:
+        begun = entry.state is State.STARTED and entry.position is not None  # a batch that has changed rows
+        if entry.direction is not Direction.UP or not (entry.state is State.FINISHED or begun):
             continue
         migration = known.get(entry.number)
         ran = f"{entry.number:04}-{entry.name}, statement {entry.seq + 1}"

@@ -15,6 +15,13 @@ def open_server(database: Database, replicas: Sequence[Database] = ()) -> Server
 
     Raises SqlError, DatabaseFailed.
     """
+    try:
+        return _open(database, replicas)
+    except SqlError as error:
+        raise explain(error) from error
+
+
+def _open(database: Database, replicas: Sequence[Database]) -> Server:
     match database.engine:
         case Engine.MARIADB:
             from migrations.engines.mariadb import MariadbServer

@@ -218,7 +218,7 @@ class Engine:
             fault = caught if isinstance(caught, UpdaterError) else unexpected(caught)
             evidence.did(f"failed: {fault.message}")
             self._ended(leg, step, fault.message, evidence, fault)
-            self.tell("failed", step.id, fault.message, error=fault.as_json())
+            self.tell("failed", step.id, fault.message.removeprefix(f"{step.id}: "), error=fault.as_json())
             return {"state": "failed", "error": fault.as_json() | {"step": step.id}}
         point(f"{step.action}:verified")
         self._ended(leg, step, text, evidence, None)

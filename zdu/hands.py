@@ -35,7 +35,7 @@ WORDS: Final[Mapping[str, Mapping[str, bool]]] = {
 
 class Hands:
     """The drivers. `check` is called before anything is asked of a server: it does not return when the work has to end.
-    Several threads may use it.
+    `line`: the way to a server; SSH unless told otherwise. Several threads may use it.
     """
 
     def __init__(
@@ -44,18 +44,18 @@ class Hands:
         fence: int,
         *,
         check: Callable[[], None] = lambda: None,
-        shell: Callable[[str], Shell] | None = None,
+        line: Callable[[str], Shell] | None = None,
     ) -> None:
         self.sites = sites
         self.fence = fence
         self._check = check
-        self._make = shell or (lambda name: RemoteShell(name, sites.reach(name)))
+        self._make = line or (lambda name: RemoteShell(name, sites.reach(name)))
         self._shells: dict[str, Shell] = {}
         self._guard = threading.Lock()
 
     def watched(self, check: Callable[[], None]) -> Hands:
         """The same lines to servers, with somebody else's `check`."""
-        return Hands(self.sites, self.fence, check=check, shell=self._line)
+        return Hands(self.sites, self.fence, check=check, line=self._line)
 
     def close(self) -> None:
         """Hang up all lines."""

@@ -114,7 +114,6 @@ def overview(tables: Tables, sites: Sites, run: Run) -> Overview:
     working = run.state in (RunState.RUNNING, RunState.WAITING, RunState.PAUSED, RunState.ABORTING) and not run.ended
     phase = progress.phase
     names = [each.name for each in leg.runbook.phases]
-    batch = progress.batch
     moves, seconds, why = _way_back(sites, runs, run, progress)
     last = samples[-1] if samples else Sample()
     seen = _Seen(sites, legs, records)
@@ -132,7 +131,7 @@ def overview(tables: Tables, sites: Sites, run: Run) -> Overview:
         seconds_run=_since(run.began, run.ended),
         seconds_left=0.0 if run.ended else progress.seconds_left,
         under_way=tuple(r for r in records if r.leg == leg.number and r.state is StepState.BEGUN and not run.ended),
-        next=batch[0].what if batch and not run.ended else "",
+        next=_next(progress) if not run.ended else "",
         way_back=moves,
         way_back_seconds=seconds,
         no_return=why,
@@ -222,20 +221,27 @@ def _row(name: str, kind: str, sites: Sites, seen: _Seen, last: Sample) -> SiteR
     )
 
 
+def _next(progress: Progress) -> str:
+    """The first step that has not been begun."""
+    return next((step.what for step in progress.runbook.steps if step.id not in progress.states), "")
+
+
 def _way_back(sites: Sites, runs: Runs, run: Run, progress: Progress) -> tuple[tuple[str, ...], float, str]:
-    """Moves of the way back from here, how long they take, and what is to say about the point of no return."""
-    point = progress.runbook.point_of_no_return
+    """Moves of the way back from here, as the plan printed them, how long they take, and the point of no return."""
     if run.ended:
         return (), 0.0, ""
     try:
-        way = back(sites, runs, run.id)
+        back(sites, runs, run.id)
     except RollbackRefused as error:
         return (), 0.0, "; ".join((error.message, *error.what))
     except WrongState:
         return (), progress.seconds_left, "the way back is under way"
-    moves = tuple(dict.fromkeys(step.what for step in way.steps if step.action is not Action.FINISH))
-    phase = progress.runbook.phase_of.get(point, "")
-    return moves, way.seconds, f"none before {point} (phase {phase})" if phase else "none"
+    runbook = progress.runbook
+    begun = [step for step in runbook.steps if step.id in progress.states]
+    way = runbook.ways_back.get(begun[-1].way_back) if begun else None
+    point = runbook.point_of_no_return
+    where = f"none before {point}" if point in runbook.by_id else "none"
+    return (way.moves, way.seconds, where) if way is not None else ((), 0.0, where)
 
 
 def _since(began: str, ended: str) -> float:

@@ -224,12 +224,8 @@ class MariadbServer:
 
     def _wait(self, guard: Guard) -> None:
         seconds = max(1, math.floor(guard.lock_wait))
-        self.connection.execute(
-            f"SET SESSION lock_wait_timeout = {seconds}, innodb_lock_wait_timeout = {seconds}, "
-            "tx_isolation = 'REPEATABLE-READ'"
-            if self._is_mariadb
-            else f"SET SESSION lock_wait_timeout = {seconds}, innodb_lock_wait_timeout = {seconds}"
-        )
+        self.connection.execute(f"SET SESSION lock_wait_timeout = {seconds}, innodb_lock_wait_timeout = {seconds}")
+        self.connection.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
 
     @contextmanager
     def _limited(self, guard: Guard) -> Iterator[None]:
@@ -284,8 +280,8 @@ class MariadbServer:
     def begin_batches(self, guard: Guard) -> None:
         """Without gap locks, where the binary log allows it: nobody who inserts next to a chunk has to wait for it."""
         self._wait(guard)
-        if self._rows_are_logged and self._is_mariadb:
-            self.connection.execute("SET SESSION tx_isolation = 'READ-COMMITTED'")
+        if self._rows_are_logged:
+            self.connection.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
 
     def quoted(self, name: str) -> str:
         return quoted(name)

@@ -104,6 +104,11 @@ def test_an_error_in_the_middle_keeps_what_is_done(database: Database) -> None:
         faults.arm(None)
     assert lab.entries()[2, Direction.UP, 0].position == "27"
     assert lab.sql("SELECT count(*) FROM accounts WHERE balance = 1000") == [(28,)]
+    whole = lab.migrations.pop()
+    lab.migrations.append(migration(2, [batch("accounts", ADD.replace("1000", "2000"), rows=7)]))
+    with pytest.raises(MigrationFailed, match="was edited"):
+        lab.run()
+    lab.migrations[1] = whole
     lab.run()
     assert lab.sql("SELECT min(balance), max(balance) FROM accounts") == [(1000, 1000)]
     assert lab.entries()[2, Direction.UP, 0].rows == 100

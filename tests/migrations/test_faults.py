@@ -373,7 +373,7 @@ def test_what_nobody_can_tell_the_operator_settles(mariadb: Database) -> None:
         )
     with pytest.raises(MigrationFailed, match="nobody can tell whether statement 1 was done") as caught:
         lab.run()
-    assert caught.value.next[0].startswith("updater migrate settle 0002-m2 1 --done | --not-done")
+    assert caught.value.next[0].startswith("updater migrate settle 2 1 --done | --not-done")
     lab.runner().settle(2, Direction.UP, 0, done=False)
     assert lab.run() == ["0002-m2"]
     assert lab.sql("SELECT count(*) FROM accounts") == [(1,)]

@@ -84,7 +84,7 @@ class MemoryWorld:
             facts = self.model.facts().sites
             return Sample(
                 calls={name: site.calls for name, site in facts.items()},
-                lag={name: site.lag for name, site in facts.items() if site.replicates is not None},
+                lag={name: site.lag for name, site in facts.items() if name != self.model.main},
                 delta={name: site.untransferred for name, site in facts.items() if site.alone},
             )
 

@@ -29,8 +29,9 @@ from zdu.records import Approve, Run, RunState
 from zdu.runbook import Action
 from zdu.sites import SiteCheck, SiteCheckKind, SiteKind, Sites
 from zdu.standalone import schema
+from zdu.standalone.delta import DeltaLedger
 from zdu.standalone.entries import Xdr
-from zdu.standalone.ledger import DeltaLedger, MainLedger
+from zdu.standalone.main import MainLedger
 from zdu.standalone.session import Session
 from zdu.survey import dry_run, refuse, releases
 from zdu.tables import Tables
@@ -48,7 +49,7 @@ class Played:
         self.runs: dict[str, str] = {}
         self.other: dict[str, str] = {}
         self.state = {"A": "open", "B": "open", "alone": "normal", "billing": "standby", "held": "no"}
-        self.sends_to = {"d1": ("A", "B"), "d2": ("A", "B")}
+        self.sends_to: dict[str, tuple[str, ...]] = {"d1": ("A", "B"), "d2": ("A", "B")}
         self.gave: set[str] = set()
         self.vip = "d1"
         self.calls = {"A": 0, "B": 0}
@@ -212,7 +213,7 @@ class Installation:
         self.runbook = lab.runbook(self.sites)
 
     def world(self, run: Run | None = None, fence: int = 1) -> RealWorld:
-        hands = Hands(self.sites, fence, shell=lambda name: PlayedShell(self.played, name))
+        hands = Hands(self.sites, fence, line=lambda name: PlayedShell(self.played, name))
         return RealWorld(self.sites, BUNDLE, "MR96-1", fence, hands)
 
     def controller(self, tables: Tables) -> Controller:

@@ -264,7 +264,7 @@ def test_an_older_controller_is_fenced_off_at_every_step(alice: World) -> None:
 
 
 def test_an_older_controller_is_fenced_off_in_the_middle_of_a_step(alice: World) -> None:
-    for place in ("sync:copy", "sync:copied", "sync:stopped", "sync:handed-over"):
+    for place in ("sync:copy", "sync:copied", "sync:stopped"):
         run = f"r-{place}"
         fence = alice.session(alice.delta).one("SELECT fence FROM delta_state")
         assert fence is not None
@@ -277,8 +277,6 @@ def test_an_older_controller_is_fenced_off_in_the_middle_of_a_step(alice: World)
                 faults.arm(None)
                 new.lock()  # type: ignore[attr-defined]
 
-        if place == "sync:handed-over":
-            old.lock()
         faults.arm(overtake)
         with pytest.raises(FencedOff):
             old.lock()

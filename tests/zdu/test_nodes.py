@@ -105,17 +105,13 @@ def test_the_whole_story(far: Far, releases: Releases) -> None:
 def test_everything_is_safe_to_repeat(far: Far, releases: Releases) -> None:
     seen = far.node()
     for _ in range(2):
-        seen.stage("s", bundle(releases), 60)
+        assert seen.stage("s", bundle(releases), 60).state is JobState.DONE
     for _ in range(2):
-        seen.activate("a", "MR96-1", 60)
-        assert seen.confirmed("MR96-1", 60).good
-    seen.abort("x", 60)
-    assert seen.status().runs == "MR96-1"
+        assert seen.activate("a", "MR96-1", 60).runs == "MR96-1"
+    assert seen.abort("x", 60).runs == "MR96-1", "there is nothing to abort"
     # The same step in a later attempt of the run: the name was used, the work is to be done all the same.
-    seen.rollback("r", "MR95-1", 60)
-    seen.confirmed("MR95-1", 60)
-    seen.activate("a", "MR96-1", 60)
-    assert seen.confirmed("MR96-1", 60).runs == "MR96-1"
+    assert seen.rollback("r", "MR95-1", 60).runs == "MR95-1"
+    assert seen.activate("a", "MR96-1", 60).runs == "MR96-1"
 
 
 def test_a_job_outlives_lines_that_are_cut_again_and_again(far: Far, releases: Releases) -> None:

@@ -65,9 +65,9 @@ def test_the_nearest_word_on_ssh_counts() -> None:
         ("sites[1].kind", "main", "sites[1].servers: a main site has one server"),
         ("sites[0].kind", "secondary", "sites[0].servers: a secondary site has no"),
         (
-            "sites[1].servers[1].name",
+            "sites[1].servers[3].name",
             "db-a-01",
-            "sites[1].servers[1].name: 'db-a-01' is the name of sites[0].servers[0]",
+            "sites[1].servers[3].name: 'db-a-01' is the name of sites[0].servers[0]",
         ),
         ("sites[1].servers[1].name", "a b", "sites[1].servers[1].name: 'a b' must be made of letters"),
         ("sites[1].servers[1].host", "10.2.0.11", "sites[1].servers[1].host: 10.2.0.11 port 22 is sites[1].servers[0]"),

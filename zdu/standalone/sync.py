@@ -162,6 +162,7 @@ class Synchronisation:
             raise ZduRefused(
                 f"run {self.run} is not switched yet", state="nothing was changed", next="lock, then switch, first"
             )
+        self.main.transaction(lambda: open_main(self.main, self.run))  # who died in `switch` may not have come to that
 
     def _copy(self) -> Copied:
         return copy_changes(self.run, self.fence, self.main, self.delta, size=self.batch)
