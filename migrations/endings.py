@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from core.errors import MigrationFailed, MigrationStopped, UpdaterError
 from core.sql import Reason, SqlError
 from migrations.catalogue import Direction, Migration, Statement

@@ -152,8 +152,10 @@ class Hands:
                 state="nothing was changed",
                 next=f"describe standalone.delta of {site.name}",
             )
-        own_domain = config.delta.engine is Engine.MARIADB and config.gtid_domain == 7
-        return Session(config.delta, binlog=Binlog.DOMAIN if own_domain else Binlog.SERVER)
+        binlog = Binlog.SERVER
+        if config.delta.engine is Engine.MARIADB:  # the domain that sessions know, or nothing in the log at all
+            binlog = Binlog.DOMAIN if config.gtid_domain == 7 else Binlog.OFF
+        return Session(config.delta, binlog=binlog)
 
     def replica_ledger(self, site: Site) -> Session:
         """The replica of the ledger on a site, which is only read."""

@@ -83,8 +83,9 @@ def _site(hands: Hands, site: Site, kind: GateKind) -> SiteFacts:
     if kind in (GateKind.STANDS_ALONE, GateKind.ASKS_MAIN):
         return _alone(hands, site)
     if kind is GateKind.HEALTHY:
-        problems = [said for check in site.checks if check.required and (said := hands.healthy(check))]
-        return SiteFacts(healthy=not problems, problems=tuple(problems))
+        found = [(check, said) for check in site.checks if (said := hands.healthy(check))]
+        problems = tuple(said if check.required else f"{said} (not required)" for check, said in found)
+        return SiteFacts(healthy=not any(check.required for check, _ in found), problems=problems)
     if kind in _BOOKS:
         books = books_of(hands, site)
         return SiteFacts(locked=books.locked, untransferred=books.untransferred, balanced=books.balanced)

@@ -96,6 +96,20 @@ def killed_when(ready: Callable[[], Any], action: Callable[[], Any]) -> bool:
     return died
 
 
+def interrupted_when(ready: Callable[[], Any], action: Callable[[], Any]) -> str:
+    """Run `action` in a child that gets Ctrl-C as soon as `ready` returns; its traceback, empty if it ended well."""
+    child, reading = _spawn(action)
+    try:
+        ready()
+    finally:
+        os.kill(child, signal.SIGINT)
+    try:
+        _reap(child, reading)
+    except ChildFailed as error:
+        return str(error)
+    return ""
+
+
 def killed_after(seconds: float, action: Callable[[], Any]) -> bool:
     """Run `action` in a child that is killed after so long; whether it died before its end."""
     child, reading = _spawn(action)

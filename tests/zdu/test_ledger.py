@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from tests.zdu.ledgerlab import NOON, PRICE, World, call, xdr
 from zdu.standalone.entries import Answer, BeyondLimit, Contradiction, NotHere, UnknownAccount, Xdr
 from zdu.standalone.ledger import Site
 from zdu.standalone.money import MICRO, MOST, cost, from_micro, money, seconds_for, to_micro
-from zdu.standalone.schema import install_delta, install_main
+from zdu.standalone.schema import DELTA, MAIN, install_delta, install_main
 from zdu.standalone.session import Session
 
 
@@ -285,3 +287,33 @@ def test_floats_do_not_get_into_an_sqlite_ledger(tmp_path: Any) -> None:
         install_main(session)
     with Connection.open(Database(engine=Engine.SQLITE, path=path)) as raw, pytest.raises(SqlError):
         raw.execute("INSERT INTO ledger_accounts (id, balance) VALUES ('a', 0.5)")
+
+
+PAGE = (Path(__file__).parents[2] / "docs/zdu-ledger.md").read_text(encoding="utf-8")
+
+
+def test_the_example_of_the_page_runs(alice: World) -> None:
+    example = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert example is not None
+    values: dict[str, Any] = {"main_database": alice.main, "delta_database": alice.delta, "replica": alice.base}
+    exec(example[1], values)
+    ledger = values["ledger"]
+    for session in (ledger.main.session, ledger.delta.session, ledger.delta.base):
+        session.close()
+    assert values["grant"].amount == Decimal(2)
+    assert alice.main_ledger().account("alice").balance == Decimal("99.2")
+
+
+def test_the_page_has_every_table_and_column() -> None:
+    told = dict(re.findall(r"^\| `((?:ledger|delta)_\w+)` \| (.*) \|$", PAGE, re.MULTILINE))
+    made = {}
+    for statement in (statement for forms in (MAIN, DELTA) for form in forms for statement in form):
+        if table := re.match(r"CREATE TABLE IF NOT EXISTS (\w+) \((.*)\) \{end\}", statement, re.DOTALL):
+            made[table[1]] = set(re.findall(r"(\w+) \{", table[2]))
+    assert told.keys() == made.keys() | {"ledger_form", "delta_form"}
+    for name, columns in made.items():
+        cell = told[name].replace("as `ledger_reservations`", "`call_id`, `account`, `amount`, `price`, `seconds`")
+        cell = cell.replace("as `ledger_xdrs`", told["ledger_xdrs"])
+        # keys and times are not told where the row itself says them
+        missing = columns - set(re.findall(r"`(\w+)`", cell)) - {"id", "run", "account", "call_id", "seq"}
+        assert not missing, name
