@@ -80,17 +80,6 @@ def joined(table: str, parts: list[Clause]) -> str | None:
     return f"ALTER TABLE {table} {', '.join(part.after.strip() for part in parts)}"
 
 
-def without_lock(sql: str) -> str:
-    """The statement as one ALTER TABLE or CREATE INDEX with LOCK=NONE at its end."""
-    found = clauses(sql)
-    if found and sql.lstrip()[:4].upper() == "DROP":  # which has no place for it
-        change = found[1][0].changes[0]
-        there = "IF EXISTS " if "IF EXISTS" in change.words else ""
-        name = change.name.replace("`", "``")
-        return f"ALTER TABLE {found[0]} DROP INDEX {there}`{name}`, LOCK=NONE"
-    return f"{sql}{',' if sql.lstrip()[:5].upper() == 'ALTER' else ''} LOCK=NONE"
-
-
 def _clause(before: str, after: str, table: str) -> Clause:
     return Clause(before=before, after=after, changes=parse(f"{before}{table}{after}", Engine.MARIADB).changes)
 

@@ -24,7 +24,7 @@ ALWAYS: Final = frozenset({Action.CHECK_NODE, Action.SYNC_LOCK, Action.SYNC_TRAN
 
 #: Seconds until a gate counts as one that does not open; nodes have shorter limits of their own for their boots.
 PATIENCE: Final = {
-    GateKind.RUNS: 3600.0,
+    GateKind.RUNS: 900.0,
     GateKind.STAGED: 120.0,
     GateKind.FOLLOWS: 3600.0,
     GateKind.HELD: 900.0,

@@ -204,10 +204,10 @@ class Controller:
             workflow.begin(run.id, leg.number)
         look = time.monotonic() + 5
         while not engine.ended.wait(0.05):
-            if engine.lease.lost.is_set():
-                raise engine.lease.fenced_off()
             if engine.fault is not None:
                 raise engine.fault
+            if engine.lease.lost.is_set():
+                raise engine.lease.fenced_off()
             if time.monotonic() > look:
                 look = time.monotonic() + 5
                 if workflow.over(run.id, leg.number) and not engine.ended.is_set():

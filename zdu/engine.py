@@ -212,6 +212,7 @@ class Engine:
             self.tell("left", step.id, "left: the way back is wanted")
             return {"state": "left", "error": {}}
         except FencedOff as error:
+            self.fault = error
             self.lease.lost.set()
             raise Lost from error
         except Exception as caught:

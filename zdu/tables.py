@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, TypeVar
 
 from core.errors import DatabaseFailed, NotPermitted, NotReady
@@ -86,7 +87,8 @@ class Tables:
         was written by a newer program, NotPermitted without rights.
         """
         tables = cls(database, patience=patience)
-        _make_file(database)
+        if database.path is not None:
+            make_file(database.path)
         tables.work(_form)
         return tables
 
@@ -149,22 +151,20 @@ class Tables:
                 self._all.remove(known)
 
 
-def _make_file(database: Database) -> None:
+def make_file(path: Path) -> None:
     """An SQLite file for its owner only: what is in it says how the installation is built."""
-    if database.engine is not Engine.SQLITE or database.path is None:
-        return
     try:
-        os.close(os.open(database.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except PermissionError as error:
         raise NotPermitted(
-            f"cannot open the controller's database {database.path}", what=str(error), next="run it as root (sudo)"
+            f"cannot open the controller's database {path}", what=str(error), next="run it as root (sudo)"
         ) from error
     except OSError as error:
         raise NotReady(
-            f"cannot open the controller's database {database.path}",
+            f"cannot open the controller's database {path}",
             what=error.strerror or str(error),
             state="nothing was changed",
-            next=f"mkdir -p {database.path.parent}",
+            next=f"mkdir -p {path.parent}",
         ) from error
 
 

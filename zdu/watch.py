@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -17,6 +18,9 @@ from zdu.tables import Tables
 
 #: Seconds between two drawings.
 EVERY: Final = 1.0
+
+#: Servers of a site that are named one by one; of more they are counted.
+_NAMED: Final = 8
 
 _COLOURS: Final = {
     RunState.RUNNING: "green",
@@ -80,6 +84,9 @@ def _rows(view: Overview) -> list[str]:
 def _site_line(site: SiteRow) -> str:
     calls = "–" if site.calls is None else f"{site.calls:,}"
     nodes = "  ".join(f"{name} {word}".strip() for name, word in site.nodes.items())
+    if len(site.nodes) > _NAMED:
+        counted = Counter(word or "as before" for word in site.nodes.values())
+        nodes = "  ".join(f"{number} {word}" for word, number in counted.items())
     label = f"site {site.name}{'  main' if site.kind == 'main' else ''}"
     return f" {label:<13}{calls:>8}  {site.state:<24}{nodes}".rstrip()
 

@@ -25,6 +25,7 @@ from core.sql import DEFAULT_PORT, Database, Engine
 from zdu.engine import Engine as Pieces
 from zdu.records import RunState
 from zdu.runbook import Step
+from zdu.tables import make_file
 
 #: Changes when the order of pieces does; open legs of another version are begun anew from the records.
 VERSION: Final = "1"
@@ -134,7 +135,9 @@ def _url(database: Database) -> str:
     """The database as the engine wants it. SQLite: a file beside ours, so that neither waits for the other."""
     if database.engine is Engine.SQLITE:
         assert database.path is not None
-        return f"sqlite:///{database.path.with_name(database.path.name + '-workflow')}"
+        beside = database.path.with_name(f"{database.path.name}-workflow")
+        make_file(beside)
+        return URL.create("sqlite", database=str(beside)).render_as_string(hide_password=False)
     socket = str(database.socket.parent) if database.socket else ""
     port = database.socket.name.rpartition(".")[2] if database.socket else ""
     tls = {"sslmode": "verify-full", "sslrootcert": str(database.tls_ca)} if database.tls_ca else {}

@@ -19,7 +19,7 @@ from migrations.catalogue import Statement
 from migrations.ddl import Parsed, Verb, parse
 from migrations.engines import Guard, Holder, Load, Presence, Size, Work, apart, probed, together
 from migrations.engines.mariadb_effects import derived, quoted
-from migrations.probes import clauses, without_lock
+from migrations.reading.way import takes_a_way, with_way
 
 #: What the vendor's statements were tried with, whatever the server's default is: nothing is cut off in silence.
 SQL_MODE: Final = "STRICT_TRANS_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION"
@@ -209,7 +209,7 @@ class MariadbServer:
             head, _, rest = parsed.sql.partition(" ")  # of several, those that went before a crash are gone
             words = rest.split(None, 1)
             return f"{head} {words[0]} IF EXISTS {words[1]}" if words[0].upper() == "TABLE" else parsed.sql
-        if not guard.online or clauses(parsed.sql) is None or verbs == {Verb.RENAME_TABLE}:
+        if not guard.online or not (takes_a_way(parsed) or Verb.PARTITION in verbs):
             return parsed.sql
         lock = parsed.options.get("LOCK")
         if Verb.PARTITION in verbs or lock not in (None, "NONE"):
@@ -220,7 +220,7 @@ class MariadbServer:
                 code="LOCK",
                 what=" ".join(parsed.sql.split())[:300],
             )
-        return parsed.sql if lock else without_lock(parsed.sql)
+        return with_way(parsed, algorithm=parsed.options.get("ALGORITHM", ""), lock="NONE")
 
     def _wait(self, guard: Guard) -> None:
         seconds = max(1, math.floor(guard.lock_wait))

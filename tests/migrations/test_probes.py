@@ -14,7 +14,7 @@ from migrations.engines import Effect
 from migrations.engines.mariadb import MariadbServer
 from migrations.engines.mariadb_effects import COPY
 from migrations.engines.sqlite import SqliteServer
-from migrations.probes import clauses, joined, without_lock
+from migrations.probes import clauses, joined
 
 SCHEMA = (
     "CREATE TABLE p (id INT PRIMARY KEY, v INT, UNIQUE KEY v1 (v))",
@@ -215,18 +215,6 @@ def test_taking_apart_keeps_commas_in_their_brackets() -> None:
     assert found[0] == "`a`.`b c`"
     assert [part.after for part in found[1]] == [" ADD x DECIMAL(1,2) DEFAULT ','", " ADD INDEX (a, b)"]
     assert joined(*found) == "ALTER TABLE `a`.`b c` ADD x DECIMAL(1,2) DEFAULT ',', ADD INDEX (a, b)"
-
-
-@pytest.mark.parametrize(
-    "sql, wanted",
-    [
-        ("ALTER TABLE t ADD x INT", "ALTER TABLE t ADD x INT, LOCK=NONE"),
-        ("CREATE INDEX i ON t (a)", "CREATE INDEX i ON t (a) LOCK=NONE"),
-        ("DROP INDEX IF EXISTS i ON t", "ALTER TABLE t DROP INDEX IF EXISTS `i`, LOCK=NONE"),
-    ],
-)
-def test_lock_none(server: MariadbServer, sql: str, wanted: str) -> None:
-    assert without_lock(sql) == wanted
 
 
 # -- SQLite

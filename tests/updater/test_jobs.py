@@ -66,11 +66,14 @@ class Sandbox:
         return self.job(job)
 
     def slow(self, seconds: float) -> Path:
-        """A stage takes so much longer; the file appears when it waits."""
+        """A stage takes so much longer, or until there is a file `go`; the file returned appears when it waits."""
         mark = self.config.parent / "waiting"
         hook = self.config.parent / "hooks" / "before-stage.d" / "10-wait"
         hook.parent.mkdir(parents=True, exist_ok=True)
-        hook.write_text(f"#!/bin/sh\necho $$ >> {mark}\nsleep {seconds}\n")
+        go = self.config.parent / "go"
+        tries = int(seconds * 20)
+        wait = f"n=0; while [ $n -lt {tries} ] && [ ! -e {go} ]; do sleep 0.05; n=$((n + 1)); done"
+        hook.write_text(f"#!/bin/sh\necho $$ >> {mark}\n{wait}\n")
         hook.chmod(0o755)
         return mark
 
@@ -130,10 +133,11 @@ def test_events_come_from_an_offset_on(node: Sandbox, lab: Lab) -> None:
 
 
 def test_the_same_name_is_no_second_run(node: Sandbox, lab: Lab) -> None:
-    mark = node.slow(1)
+    mark = node.slow(60)
     bundle = lab.bundle("MR96-1")
     for _ in range(3):
         assert node.start("s", "stage", bundle)["state"] == "running"
+    (node.config.parent / "go").touch()
     assert node.ended("s")["state"] == "done"
     assert node.start("s", "stage", bundle)["state"] == "done"
     assert len(mark.read_text().split()) == 1
@@ -143,7 +147,7 @@ def test_the_same_name_is_no_second_run(node: Sandbox, lab: Lab) -> None:
 
 
 def test_many_at_once_under_one_name_begin_once(node: Sandbox, lab: Lab) -> None:
-    mark = node.slow(0.5)
+    mark = node.slow(60)
     argv = [sys.executable, "-P", "-c", MAIN, "--config", str(node.config), "--json", "job", "start"]
     argv += ["--id", "s", "--fence", "1", "--", "stage", str(lab.bundle("MR96-1"))]
     running = [subprocess.Popen(argv, stdout=subprocess.PIPE) for _ in range(4)]
@@ -151,6 +155,7 @@ def test_many_at_once_under_one_name_begin_once(node: Sandbox, lab: Lab) -> None
     for process in running:
         assert process.stdout is not None
         process.stdout.close()
+    (node.config.parent / "go").touch()
     node.ended("s")
     assert len(mark.read_text().split()) == 1
 
@@ -223,7 +228,7 @@ def test_a_power_cut_before_the_end_is_seen_after_the_boot(node: Sandbox, lab: L
 
 
 def test_it_belongs_to_no_terminal(node: Sandbox, lab: Lab) -> None:
-    mark = node.slow(2)
+    mark = node.slow(60)
     node.start("s", "stage", lab.bundle("MR96-1"))
     until(mark.exists)
     pid = holder(node.files, "s")
@@ -233,6 +238,7 @@ def test_it_belongs_to_no_terminal(node: Sandbox, lab: Lab) -> None:
     assert terminal == 0
     streams = [str(Path(f"/proc/{pid}/fd/{number}").readlink()) for number in range(3)]
     assert streams == ["/dev/null", str(node.data / "jobs" / "s.jsonl"), str(node.data / "jobs" / "s.log")]
+    (node.config.parent / "go").touch()
     node.ended("s")
 
 

@@ -265,14 +265,18 @@ class Caller:
     def outcome(self, timeout: float = 60) -> Outcome:
         """When all calls have ended."""
         self.process.wait(timeout)
-        last = rows(self.statistics)[-1]
-        return Outcome(
-            made=int(last["OutgoingCall(C)"]),
-            good=int(last["SuccessfulCall(C)"]),
-            failed=int(last["FailedCall(C)"]),
-            retransmissions=int(last["Retransmissions(C)"]),
-            slowest_ms=_slowest(last),
-        )
+        return outcome_of(rows(self.statistics)[-1])
+
+
+def outcome_of(last: dict[str, str]) -> Outcome:
+    """What the last row of a caller's statistics says."""
+    return Outcome(
+        made=int(last["OutgoingCall(C)"]),
+        good=int(last["SuccessfulCall(C)"]),
+        failed=int(last["FailedCall(C)"]),
+        retransmissions=int(last["Retransmissions(C)"]),
+        slowest_ms=_slowest(last),
+    )
 
 
 def _slowest(row: dict[str, str]) -> float:

@@ -24,10 +24,12 @@ from core import faults
 from core.sql import Database, Engine
 from migrations.scratch import scratch_server
 from tests.zdu import controllerlab as lab
+from updater.cli.context import interruptible
 from zdu.controller import Controller
 from zdu.engine import Engine as Pieces
 from zdu.engine import back, states
 from zdu.gates import Facts
+from zdu.lease import holder
 from zdu.records import Approve, RunState, Sample, StepState, Word
 from zdu.runbook import Action, Gate, Runbook, Step
 from zdu.runs import Runs
@@ -147,7 +149,7 @@ def child(sites: Sites, address: str, runbook: Runbook | None, place: str, step:
     if step:
         setattr(Pieces, "perform", watched)  # noqa: B010
         faults.arm(dies)
-    with Tables.open(sites.controller.database, patience=20) as tables:
+    with interruptible(), Tables.open(sites.controller.database, patience=20) as tables:
         controller = Controller(
             sites,
             tables,
@@ -288,6 +290,30 @@ def test_a_second_controller_takes_over(tmp_path: Path, forks: Any, engine: Engi
             lab.in_service(server.world.model, "MR96-1")
             assert sorted(set(server.fences)) == [1, 2]
         assert _run(sites).state is RunState.DONE
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_the_run_to_the_next_controller_at_once(tmp_path: Path, forks: Any, sent: int) -> None:
+    sites = lab.sites(tmp_path)
+    with served(sites) as server:
+        one = forks.Process(target=child, args=(sites, server.listener.address, lab.runbook(sites), "", "", 15.0))
+        one.start()
+        try:
+            _until(lambda: len(server.fences) > 20)
+            assert one.pid is not None
+            os.kill(one.pid, sent)
+            one.join(20)
+            assert one.exitcode not in (None, 0) and one.exitcode > 0
+        finally:
+            if one.is_alive():
+                one.kill()
+            one.join()
+        with Tables.open(sites.controller.database) as tables:
+            left = holder(tables, sites.name)
+            assert left is not None and not left.who and not left.alive
+            assert Runs(tables).open_run(sites.name) is not None
+        assert live(forks, sites, server, None) == 0
+        lab.in_service(server.world.model, "MR96-1")
 
 
 def test_a_frozen_controller_that_wakes_up_does_nothing_more(tmp_path: Path, forks: Any) -> None:

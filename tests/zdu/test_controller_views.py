@@ -20,7 +20,7 @@ from updater.cli import zdu as cli
 from updater.cli.context import settings
 from zdu import watch
 from zdu.lease import take
-from zdu.overview import overview
+from zdu.overview import SiteRow, overview
 from zdu.records import Approve, RunState, Word
 from zdu.rehearsed import differs
 from zdu.report import as_html, as_json, deviations, outcome, read
@@ -79,6 +79,12 @@ def test_status_of_a_run_that_is_done(acme: Acme, tables: Tables) -> None:
     assert view.run.state is RunState.DONE and not view.way_back and not view.under_way
     assert all(word == "✓ MR96-1" for site in view.sites for word in site.nodes.values())
     assert "left" not in watch.text(view)
+
+
+def test_many_servers_are_counted() -> None:
+    nodes = {f"a-{number:02}": "staged" if number % 2 else "" for number in range(40)}
+    row = SiteRow(name="A", kind="main", calls=None, state="in service", nodes=nodes, lag=None, delta=None)
+    assert watch._site_line(row).endswith("20 as before  20 staged")
 
 
 def test_a_controller_that_died_is_told(acme: Acme, tables: Tables) -> None:

@@ -346,3 +346,41 @@ def _failing(world: RealWorld, action: Action) -> Callable[..., str]:
         return act(step, talk)
 
     return made
+
+
+def test_the_command_line_from_dry_run_to_report(
+    acme: Installation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    from updater.cli import zdu as cli
+
+    monkeypatch.setattr("zdu.hands.RemoteShell", lambda name, reach: PlayedShell(acme.played, name))
+    monkeypatch.setattr(cli, "_load", lambda _: acme.sites)
+
+    def call(*words: str) -> tuple[str, BaseException | None]:
+        result = CliRunner().invoke(cli.app, list(words))
+        return result.output, result.exception
+
+    run = ("run", "MR96-1", "--bundle", BUNDLE, "--approve", "none")
+    said, error = call(*run, "--dry-run")
+    assert error is None and "nothing was touched" in said and not acme.played.jobs
+    acme.played.unfit["b-02"] = "patch 0009 does not apply"
+    said, error = call(*run)
+    assert isinstance(error, HealthFailed) and "patch 0009" in error.message
+    assert "✗ 1/check-node/b-02" in said and error.next[-2:] == (
+        "updater zdu resume    tries again",
+        "updater zdu abort    goes the way back",
+    )
+    said, error = call("status")
+    assert error is None and "stopped:" in said
+    said, error = call(*run)
+    assert error is not None and "is open" in str(error)
+    acme.played.unfit.clear()
+    said, error = call("resume")
+    assert error is None and "is done; updater zdu report" in said
+    assert set(acme.played.runs.values()) == {"MR96-1"}
+    said, error = call("report", str(tmp_path / "page.html"))
+    assert error is None and "was upgraded from MR95-1 to MR96-1" in said
+    said, error = call(*run)
+    assert error is not None and "something-to-do" in str(error)

@@ -141,6 +141,26 @@ def test_locking_while_calls_go_on_copies_what_changed_since(alice: World) -> No
     assert not alice.audit()
 
 
+def test_what_is_charged_just_before_the_stop_is_locked_too(alice: World) -> None:
+    alice.enter()
+    ledger = alice.ledger()
+    sync = alice.sync()
+    sync.lock()
+
+    def charge(name: str) -> None:
+        if name == "sync:switching":
+            faults.arm(None)
+            call(ledger, "c1", 60)
+            ledger.authorize("alice", call="c2", price=PRICE, at_most=60)
+
+    faults.arm(charge)
+    sync.switch()
+    account = alice.main_ledger().account("alice")
+    assert (account.locked, account.reserved) == (Decimal("0.10"), Decimal("0.10"))
+    sync.transfer()
+    assert sync.close().xdrs == 1
+
+
 def test_an_xdr_repeated_after_the_switch_is_not_charged_again(alice: World) -> None:
     alice.enter()
     call(alice.ledger(), "c1", 1200)

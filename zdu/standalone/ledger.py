@@ -22,6 +22,10 @@ from zdu.standalone.alone import handed_over, open_main
 from zdu.standalone.delta import DeltaLedger, Mode
 from zdu.standalone.entries import DAY, Answer, Grant, NotHere, Xdr, repeated
 from zdu.standalone.main import MainLedger
+from zdu.standalone.session import Binlog, Session
+
+#: All that an engine needs.
+__all__ = ["Answer", "Binlog", "DeltaLedger", "Grant", "Ledger", "MainLedger", "NotHere", "Session", "Site", "Xdr"]
 
 T = TypeVar("T")
 

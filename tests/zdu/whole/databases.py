@@ -14,7 +14,7 @@ from pathlib import Path
 from core.run import run
 from core.sql import Connection, Database, Engine, SqlError
 from migrations.scratch import program
-from tests.zdu.lab import OWN, Host, until
+from tests.zdu.lab import HOME, OWN, Host, until
 from tests.zdu.replicalab import options, point_at
 from tests.zdu.whole.charging import account_of
 from tests.zdu.whole.services import keep
@@ -56,6 +56,8 @@ class Server:
         data = self.host.directory / "db"
         data.mkdir()
         shutil.chown(data, "mysql")
+        for above in (HOME, self.host.directory):
+            above.chmod(0o711)  # whatever our umask: the server is not root
         run("cp", "--archive", "--reflink=auto", "--sparse=always", template / "data", data / "data")
         init = data / "init.sql"
         init.write_text(

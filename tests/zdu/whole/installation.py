@@ -27,7 +27,7 @@ from tests.zdu.whole.services import agent, keep, node, pid_of, program, python,
 OLD, NEW = "MR95-1", "MR96-1"
 
 #: Bytes of a slot.
-SLOT = 64 << 20
+SLOT = 128 << 20
 
 ADDRESSES = {
     "controller": "10.9.0.5", "caller": "10.9.0.10", "d1": "10.9.0.21", "d2": "10.9.0.22",
@@ -136,7 +136,7 @@ class Installation:
         """What the slot that a node has booted is."""
         said = json.loads(host.run(OWN / "updater", "--json", "status", check=False))
         data = said.get("data", said)
-        found: dict[str, Any] = next((slot for slot in data["slots"].values() if slot.get("booted")), {})
+        found: dict[str, Any] = next((slot for slot in data["slots"] if slot.get("booted")), {})
         return found
 
 

@@ -1,0 +1,62 @@
+"""Calls from outside, all the time: each with a re-INVITE and a BYE, each with an identifier that is known beforehand."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from tests.zdu.lab import OWN, Host, until
+from tests.zdu.programs import HERE, ROW, VIP, Outcome, ahead, outcome_of, rows
+
+#: More than any rehearsal makes.
+_ENDLESS = 10_000_000
+
+
+class Traffic:
+    """Calls at a rate (per second) through the virtual IP, twice `talk` seconds each, until `finish`."""
+
+    def __init__(self, host: Host, *, rate: int, talk: float = 0.5) -> None:
+        self.host = host
+        self.rate = rate
+        self.talk = talk
+        self.statistics = host.directory / "traffic.csv"
+        self.process = host.start(
+            *ahead(), "sipp", f"{VIP}:5060", "-sf", HERE / "caller.xml", "-i", host.address, "-p", "5060", "-nostdin",
+            *("-m", str(_ENDLESS), "-r", str(rate), "-d", str(round(talk * 1000)), "-l", str(_ENDLESS)),
+            *("-trace_stat", "-stf", OWN / self.statistics.name, "-fd", f"{round(ROW * 1000)}ms"),
+            *("-cp", "8888", "-skip_rlimit", "-cid_str", "%u-rehearsed@%s", "-trace_err", "-error_file", OWN / "errors"),
+            log="traffic",
+        )  # fmt: skip
+
+    def last(self) -> dict[str, str]:
+        """The last row of its statistics."""
+        found = rows(self.statistics)
+        return found[-1] if found else {}
+
+    def made(self) -> int:
+        """Calls that it has begun."""
+        return int(self.last().get("OutgoingCall(C)", 0))
+
+    def failed(self) -> int:
+        """Calls that failed so far."""
+        return int(self.last().get("FailedCall(C)", 0))
+
+    def flows(self, calls: int = 1) -> None:
+        """Until so many more calls have been made."""
+        before = self.made()
+        until(lambda: self.made() >= before + calls, f"{calls} more calls\n{self.process.said()}", 60)
+
+    def finish(self, timeout: float = 60) -> Outcome:
+        """Begin no more calls, and wait until those that run have ended."""
+        self.process.send(signal.SIGUSR1)
+        self.process.wait(timeout)
+        return outcome_of(self.last())
+
+    def names(self, made: int) -> set[str]:
+        """The identifiers of the first so many calls."""
+        return {f"{number}-rehearsed@{self.host.address}" for number in range(1, made + 1)}
+
+    def errors(self) -> list[str]:
+        """What it complained of."""
+        file: Path = self.host.directory / "errors"
+        return file.read_text(errors="replace").splitlines() if file.exists() else []
