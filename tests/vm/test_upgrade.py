@@ -54,10 +54,12 @@ def test_tried_confirmed_and_rolled_back_by_reboot(ready: Machine) -> None:
     assert states(ready) == {"a": ("MR95-1", "good"), "b": ("MR96-1", "staged")}
     told = ready.run("journalctl -q -o cat UPDATER_VERB=stage UPDATER_STEP=write").stdout
     assert "write finished" in told  # events are in the system journal too, with fields to ask for
-    ready.run("updater activate")
+    ready.run("updater job start --id night --fence 1 activate")  # as a controller does it: a unit of systemd's
     boot = ready.wait_for_boot()
     assert (boot.slot, boot.trying) == ("b", 1)
     found = settled(ready)
+    job = json.loads(ready.run("updater --json job status night").stdout)
+    assert (job["state"], job["rebooted"]) == ("done", True)
     assert found["indicator"] == "OK"
     assert found["way_back"]
     assert states(ready) == {"a": ("MR95-1", "good"), "b": ("MR96-1", "good")}
