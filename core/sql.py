@@ -7,6 +7,7 @@ Placeholders are ``%s`` for every engine. Statements without parameters pass thr
 from __future__ import annotations
 
 import re
+import socket
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,9 @@ from core.errors import DatabaseFailed
 
 #: Seconds until a server that does not answer counts as unreachable.
 CONNECT: Final = 10
+
+#: Seconds after which a server that is cut off (not one that works for long) counts as gone.
+SILENCE: Final = 24
 
 
 class Engine(StrEnum):
@@ -184,17 +188,16 @@ def _open_mariadb(database: Database) -> Any:
     import pymysql
 
     where: dict[str, Any] = (
-        {
-            "unix_socket": str(database.socket),
-            "ssl_disabled": True,
-        }  # preparing TLS costs 40 ms, and protects nothing here
-        if database.socket and not database.tls_ca
-        else {"unix_socket": str(database.socket)}
+        {"unix_socket": str(database.socket)}
         if database.socket
         else {"host": database.host, "port": database.port or DEFAULT_PORT[Engine.MARIADB]}
     )
-    tls = {"ssl": {"ca": str(database.tls_ca)}, "ssl_verify_identity": True} if database.tls_ca else {}
-    return pymysql.connect(
+    tls: dict[str, Any] = {}
+    if database.tls_ca:
+        tls = {"ssl": {"ca": str(database.tls_ca)}, "ssl_verify_identity": True}
+    elif database.socket:
+        tls = {"ssl_disabled": True}  # getting ready for TLS costs 40 ms, and protects nothing on a socket
+    raw = pymysql.connect(
         **where,
         **tls,
         user=database.user or None,
@@ -204,6 +207,21 @@ def _open_mariadb(database: Database) -> Any:
         autocommit=True,
         connect_timeout=CONNECT,
     )
+    if database.host:
+        notice_silence(raw._sock)
+    return raw
+
+
+def notice_silence(peer: socket.socket) -> None:
+    """Have the kernel notice a peer that is cut off, also while a long statement is waited for: after `SILENCE`."""
+    for level, option, value in (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE // 2),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENCE // 8),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE * 1000),
+    ):
+        peer.setsockopt(level, option, value)
 
 
 def _open_postgresql(database: Database) -> Any:
@@ -220,6 +238,10 @@ def _open_postgresql(database: Database) -> Any:
         connect_timeout=CONNECT,
         prepare_threshold=None,  # a plan kept over DDL is a surprise
         application_name="updater",
+        keepalives_idle=SILENCE // 2,
+        keepalives_interval=SILENCE // 8,
+        keepalives_count=4,
+        tcp_user_timeout=SILENCE * 1000,
         **tls,
     )
 

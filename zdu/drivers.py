@@ -132,7 +132,7 @@ class VipConfig:
     address: str
     kind: VipKind = VipKind.KEEPALIVED
     interface: str = ""
-    track_file: Path = Path("/run/updater/vip")
+    track_file: Path = Path("/data/updater/vip")
     weight: int = 100
     command: tuple[str, ...] = ()
     probe: ProbeConfig = field(default_factory=ProbeConfig)

@@ -117,7 +117,9 @@ class Host:
 
     def command(self, argv: Sequence[str | os.PathLike[str]]) -> list[str]:
         """What runs a program there."""
-        enter = ["nsenter", f"--net=/run/netns/{self.netns}", f"--mount=/proc/{self._keeper.pid}/ns/mnt"]
+        view = f"/proc/{self._keeper.pid}"
+        enter = ["nsenter", f"--net=/run/netns/{self.netns}", f"--mount={view}/ns/mnt"]
+        enter.append(f"--root={view}/root")  # in a chroot, entering a view of the files would leave it
         return [*enter, f"--wdns={OWN}", "--", *(os.fspath(word) for word in argv)]
 
     def outside(self, path: Path) -> Path:
