@@ -77,7 +77,7 @@ def test_a_transaction_is_all_or_nothing(database: Database) -> None:
     "statement, reason",
     [
         ("SELECT * FROM nowhere", Reason.MISSING),
-        ("SELECT nothing FROM t", Reason.MISSING),
+        ("SELECT other FROM t", Reason.MISSING),
         ("CREATE TABLE t (x)", Reason.EXISTS),
         ("ALTER TABLE t ADD COLUMN name TEXT", Reason.EXISTS),
         ("SELEC 1", Reason.SYNTAX),
@@ -93,7 +93,7 @@ def test_why_a_statement_failed(database: Database, statement: str, reason: Reas
 def test_a_lock_of_somebody_else(database: Database) -> None:
     assert database.path is not None
     other = sqlite3.connect(database.path, isolation_level=None)
-    other.execute("BEGIN EXCLUSIVE")
+    other.execute("BEGIN IMMEDIATE")
     try:
         with Connection.open(database) as connection, pytest.raises(SqlError) as caught:
             connection.execute("INSERT INTO t (name) VALUES ('a')")
