@@ -159,6 +159,8 @@ def _site(gate: Gate, site: SiteFacts) -> Verdict:
             return _all(
                 name, {"its replica stands still": _not(site.replicates), "has applied everything": site.applied}
             )
+        case GateKind.STILL:
+            return _all(name, {"its replica stands still": _not(site.replicates)})
         case GateKind.FOLLOWS:
             near = None if site.lag is None else site.lag <= site.lag_limit
             verdict = _all(name, {"its replica runs": site.replicates, "is not behind": near})

@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from core.errors import UpdaterError
@@ -37,6 +38,7 @@ class Notifier:
         self._waiting: queue.Queue[tuple[NotifyEvent, dict[str, Any]] | None] = queue.Queue(maxsize=_WAITING)
         self._thread: threading.Thread | None = None
         self._guard = threading.Lock()
+        self._deaf: set[NotifyConfig] = set()
 
     def tell(self, event: NotifyEvent, text: str, **data: Any) -> None:
         """Have those told who want to know of this event. Returns at once."""
@@ -52,7 +54,7 @@ class Notifier:
         try:
             self._waiting.put_nowait((event, message))
         except queue.Full:
-            self._record(f"nobody was told: too many messages wait; {text}")
+            self._recorded(f"nobody was told: too many messages wait; {text}")
 
     def close(self, wait: float = 15.0) -> None:
         """Tell what is left, for so many seconds at most."""
@@ -75,18 +77,25 @@ class Notifier:
                     self._tell_one(config, message)
 
     def _tell_one(self, config: NotifyConfig, message: dict[str, Any]) -> None:
+        """Try several times; one who did not hear the last message is asked once, so that the others do not wait."""
         trouble = ""
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(1 if config in self._deaf else _ATTEMPTS):
             if attempt:
                 time.sleep(0.5 * 2**attempt)
             try:
                 _SEND[config.kind](config, message)
+                self._deaf.discard(config)
                 return
             except UpdaterError as error:
                 trouble = error.message
             except Exception as error:  # whatever it is: a run does not end because nobody could be told
                 trouble = type(error).__name__ if config.kind is NotifyKind.WEBHOOK else f"{error}"
-        self._record(f"{_name(config)} was not told of {message['event']}: {' '.join(trouble.split())[:200]}")
+        self._deaf.add(config)
+        self._recorded(f"{_name(config)} was not told of {message['event']}: {' '.join(trouble.split())[:200]}")
+
+    def _recorded(self, text: str) -> None:
+        with suppress(UpdaterError):  # nobody is left to be told
+            self._record(text)
 
 
 def _wants(config: NotifyConfig, event: NotifyEvent) -> bool:

@@ -58,6 +58,7 @@ class GateKind(StrEnum):
     OPEN = "open"  # it is not
     NO_CALLS = "no-calls"
     HELD = "held"  # the replica has applied all of the main database's changes, and has stopped
+    STILL = "still"  # the replica has stopped; what the main database has since is not asked
     FOLLOWS = "follows"  # the replica runs and is not behind
     VIP_AT = "vip-at"  # the virtual IPs are at this dispatcher, nowhere else, and answer
     STANDBY = "standby"  # the dispatcher is out of service, and holds no virtual IP

@@ -21,6 +21,7 @@ _GATES: Final = {
     GateKind.OPEN: "{site} says that it is open",
     GateKind.NO_CALLS: "no call on {site}, counted several times; it waits as long as it takes",
     GateKind.HELD: "the replica of {site} has everything, and stands still",
+    GateKind.STILL: "the replica of {site} stands still, on what it had when it was held",
     GateKind.FOLLOWS: "the replica of {site} follows and is not behind",
     GateKind.VIP_AT: "the virtual IP is at {server}, nowhere else, and answers",
     GateKind.STANDBY: "{server} is out of the pair and without the virtual IP",

@@ -78,7 +78,7 @@ def _site(hands: Hands, site: Site, kind: GateKind) -> SiteFacts:
         return _empty(hands, site)
     if kind in (GateKind.CLOSED, GateKind.OPEN):
         return SiteFacts(closed=hands.stands("maintenance", site.maintenance))
-    if kind in (GateKind.HELD, GateKind.FOLLOWS):
+    if kind in (GateKind.HELD, GateKind.STILL, GateKind.FOLLOWS):
         return _replica(hands, site)
     if kind in (GateKind.STANDS_ALONE, GateKind.ASKS_MAIN):
         return _alone(hands, site)

@@ -71,14 +71,14 @@ CLOCK: Final = {
 
 
 class Tables:
-    """The tables, from any thread: each has a connection of its own. Use as a context manager."""
+    """The tables, from any thread: each has a connection of its own, as long as it lives. Use as a context manager."""
 
     def __init__(self, database: Database, *, patience: float = PATIENCE) -> None:
         self.database = database
         self.engine = database.engine
         self._patience = patience
         self._mine = threading.local()
-        self._all: list[Connection] = []
+        self._all: dict[threading.Thread, Connection] = {}
         self._guard = threading.Lock()
 
     @classmethod
@@ -97,7 +97,7 @@ class Tables:
 
     def __exit__(self, *_: object) -> None:
         with self._guard:
-            for connection in self._all:
+            for connection in self._all.values():
                 connection.close()
             self._all.clear()
         self._mine = threading.local()
@@ -139,7 +139,9 @@ class Tables:
                 known.execute(f"SET idle_in_transaction_session_timeout = {_IDLE}")
             self._mine.connection = known
             with self._guard:
-                self._all.append(known)
+                for thread in [each for each in self._all if not each.is_alive()]:
+                    self._all.pop(thread).close()
+                self._all[threading.current_thread()] = known
         return known
 
     def _drop(self) -> None:
@@ -148,7 +150,7 @@ class Tables:
         if known is not None:
             known.close()
             with self._guard:
-                self._all.remove(known)
+                self._all.pop(threading.current_thread(), None)
 
 
 def make_file(path: Path) -> None:

@@ -65,7 +65,8 @@ def gates_of(
         case Action.ACTIVATE_NODE | Action.ROLLBACK_NODE:
             before: tuple[Gate, ...] = empty if site else (at_dispatcher(GateKind.STANDBY),)
             if site == main:
-                before += (at_site(GateKind.HELD, stand_in),)
+                # Held it was before; since then migrations, and their records, move the main database on.
+                before += (at_site(GateKind.STILL, stand_in),)
             return before, (at_server(GateKind.BOOTING),)
         case Action.CONFIRM_NODE:
             return (), (at_server(GateKind.RUNS),)

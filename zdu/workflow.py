@@ -95,6 +95,8 @@ def launched(database: Database, pieces: Pieces) -> Iterator[None]:
         "serializer": DBOSPortableJSONSerializer(),
         "enable_otlp": False,
         "log_level": "ERROR",
+        "sys_db_pool_size": 8,
+        "sys_db_idle_transaction_timeout_sec": 5.0,  # a controller that is frozen holds the next one up no longer
         "notification_listener_polling_interval_sec": 0.25,
     }
     _pieces[pieces.run.id] = pieces

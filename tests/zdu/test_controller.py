@@ -45,8 +45,14 @@ class Installation:
 
 
 @pytest.fixture
-def acme(tmp_path: Path) -> Installation:
-    return Installation(tmp_path)
+def fast() -> Iterator[Path]:
+    with lab.fast_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def acme(fast: Path) -> Installation:
+    return Installation(fast)
 
 
 @contextmanager
@@ -193,10 +199,10 @@ def test_a_way_back_that_fails_is_gone_on_with(acme: Installation) -> None:
     lab.in_service(acme.model, "MR95-1")
 
 
-def test_no_abort_past_the_point_of_no_return(tmp_path: Path) -> None:
+def test_no_abort_past_the_point_of_no_return(fast: Path) -> None:
     from core.release import Policy
 
-    acme = Installation(tmp_path, policy=Policy(rollback_distance=0))
+    acme = Installation(fast, policy=Policy(rollback_distance=0))
     acme.world.faults.before[acme.step(Action.SYNC_LOCK)] = HookFailed("no")
     with lab.controller(acme.sites, acme.world) as controller:
         acme.start(controller)
@@ -293,10 +299,10 @@ def test_abort_while_a_drain_waits(acme: Installation) -> None:
     lab.in_service(acme.model, "MR95-1")
 
 
-def test_outside_of_a_window_nothing_is_taken_out_of_service(tmp_path: Path) -> None:
+def test_outside_of_a_window_nothing_is_taken_out_of_service(fast: Path) -> None:
     hour = datetime.now().hour
     closed = WindowConfig(hours=f"{(hour + 3) % 24:02}:00-{(hour + 14) % 24:02}:00")
-    acme = Installation(tmp_path, windows=(closed,))
+    acme = Installation(fast, windows=(closed,))
     with lab.controller(acme.sites, acme.world) as controller, under_way(lambda: acme.start(controller)) as result:
         run = until(lambda: (r := controller.runs.open_run("acme")) and "window" in r.text and r)
         assert run.state is RunState.WAITING and not run.waits_for
@@ -376,11 +382,11 @@ def test_an_interrupted_controller_leaves_the_run_to_the_next(acme: Installation
     lab.in_service(acme.model, "MR96-1")
 
 
-def test_who_is_told(tmp_path: Path) -> None:
-    log = tmp_path / "told"
+def test_who_is_told(fast: Path) -> None:
+    log = fast / "told"
     command = NotifyConfig(kind=NotifyKind.COMMAND, command=("sh", "-c", f"cat >> {log}"))
     deaf = NotifyConfig(kind=NotifyKind.WEBHOOK, url="http://127.0.0.1:9/secret-token", timeout=0.2)
-    acme = Installation(tmp_path, notify=(command, deaf))
+    acme = Installation(fast, notify=(command, deaf))
     with lab.controller(acme.sites, acme.world) as controller:
         ended = acme.start(controller)
         untold = [event.text for event in controller.runs.events(ended.run.id) if event.kind == "untold"]

@@ -165,6 +165,12 @@ def child(sites: Sites, address: str, runbook: Runbook | None, place: str, step:
         os._exit(0 if ended.error is None else 7)
 
 
+@pytest.fixture
+def fast() -> Iterator[Path]:
+    with lab.fast_folder() as folder:
+        yield folder
+
+
 @pytest.fixture(scope="module")
 def forks() -> Any:
     """Children that need not import everything anew."""
@@ -226,8 +232,8 @@ def _next_step(sites: Sites, victims: set[str]) -> Step | None:
         return next((step for step in left if step.id not in victims and step.action is not Action.FINISH), None)
 
 
-def test_killed_in_every_step(tmp_path: Path, forks: Any) -> None:
-    sites = lab.sites(tmp_path)
+def test_killed_in_every_step(fast: Path, forks: Any) -> None:
+    sites = lab.sites(fast)
     runbook = lab.runbook(sites)
     with served(sites) as server:
         died = lives(forks, sites, server, runbook, PLACES)
@@ -244,8 +250,8 @@ def test_killed_in_every_step(tmp_path: Path, forks: Any) -> None:
     assert server.fences == sorted(server.fences)
 
 
-def test_killed_on_the_way_back(tmp_path: Path, forks: Any) -> None:
-    sites = lab.sites(tmp_path)
+def test_killed_on_the_way_back(fast: Path, forks: Any) -> None:
+    sites = lab.sites(fast)
     runbook = lab.runbook(sites)
     with served(sites) as server:
         stop = lab.first(runbook, Action.SYNC_TRANSFER)
@@ -263,10 +269,10 @@ def test_killed_on_the_way_back(tmp_path: Path, forks: Any) -> None:
 
 
 @pytest.mark.parametrize("engine", [Engine.SQLITE, Engine.POSTGRESQL])
-def test_a_second_controller_takes_over(tmp_path: Path, forks: Any, engine: Engine) -> None:
+def test_a_second_controller_takes_over(fast: Path, forks: Any, engine: Engine) -> None:
     """It stands by, with everything loaded, while the first one works; when that is killed, it goes on by itself."""
-    with _database(engine, tmp_path) as database:
-        sites = lab.sites(tmp_path)
+    with _database(engine, fast) as database:
+        sites = lab.sites(fast)
         sites = replace(sites, controller=replace(sites.controller, database=database))
         runbook = lab.runbook(sites)
         with served(sites) as server:
@@ -293,8 +299,8 @@ def test_a_second_controller_takes_over(tmp_path: Path, forks: Any, engine: Engi
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_the_run_to_the_next_controller_at_once(tmp_path: Path, forks: Any, sent: int) -> None:
-    sites = lab.sites(tmp_path)
+def test_a_signal_leaves_the_run_to_the_next_controller_at_once(fast: Path, forks: Any, sent: int) -> None:
+    sites = lab.sites(fast)
     with served(sites) as server:
         one = forks.Process(target=child, args=(sites, server.listener.address, lab.runbook(sites), "", "", 15.0))
         one.start()
@@ -316,9 +322,9 @@ def test_a_signal_leaves_the_run_to_the_next_controller_at_once(tmp_path: Path, 
         lab.in_service(server.world.model, "MR96-1")
 
 
-def test_a_frozen_controller_that_wakes_up_does_nothing_more(tmp_path: Path, forks: Any) -> None:
-    with _database(Engine.POSTGRESQL, tmp_path) as database:
-        sites = lab.sites(tmp_path)
+def test_a_frozen_controller_that_wakes_up_does_nothing_more(fast: Path, forks: Any) -> None:
+    with _database(Engine.POSTGRESQL, fast) as database:
+        sites = lab.sites(fast)
         sites = replace(sites, controller=replace(sites.controller, database=database))
         runbook = lab.runbook(sites)
         with served(sites) as server:

@@ -123,6 +123,14 @@ def test_the_file_is_its_owners(tables: Tables, database: Database) -> None:
     assert database.path.stat().st_mode & 0o777 == 0o600
 
 
+def test_threads_that_ended_leave_no_connection(tables: Tables) -> None:
+    for _ in range(20):
+        thread = threading.Thread(target=lambda: holder(tables, "acme"))
+        thread.start()
+        thread.join()
+    assert len(tables._all) <= 2
+
+
 # -- windows
 
 

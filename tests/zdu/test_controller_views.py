@@ -50,8 +50,9 @@ class Acme:
 
 
 @pytest.fixture(scope="module")
-def acme(tmp_path_factory: pytest.TempPathFactory) -> Acme:
-    return Acme(tmp_path_factory.mktemp("acme"))
+def acme() -> Iterator[Acme]:
+    with lab.fast_folder() as folder:
+        yield Acme(folder)
 
 
 @pytest.fixture

@@ -221,9 +221,15 @@ class Installation:
 
 
 @pytest.fixture
-def acme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Installation]:
+def fast() -> Iterator[Path]:
+    with lab.fast_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def acme(fast: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Installation]:
     monkeypatch.setattr("zdu.agent.POLL", 0.01)
-    yield Installation(tmp_path)
+    yield Installation(fast)
 
 
 def test_a_whole_run_through_the_drivers(acme: Installation) -> None:
@@ -349,7 +355,7 @@ def _failing(world: RealWorld, action: Action) -> Callable[..., str]:
 
 
 def test_the_command_line_from_dry_run_to_report(
-    acme: Installation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    acme: Installation, monkeypatch: pytest.MonkeyPatch, fast: Path
 ) -> None:
     from typer.testing import CliRunner
 
@@ -380,7 +386,7 @@ def test_the_command_line_from_dry_run_to_report(
     said, error = call("resume")
     assert error is None and "is done; updater zdu report" in said
     assert set(acme.played.runs.values()) == {"MR96-1"}
-    said, error = call("report", str(tmp_path / "page.html"))
+    said, error = call("report", str(fast / "page.html"))
     assert error is None and "was upgraded from MR95-1 to MR96-1" in said
     said, error = call(*run)
     assert error is not None and "something-to-do" in str(error)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from core.errors import UpdaterError
-from updater.cli import bundle, config, job, keep, migrate, node, patch, render, rpm, sandbox, setup, verify
+from updater.cli import bundle, config, job, keep, migrate, node, patch, render, rpm, sandbox, setup, verify, zdu
 from updater.cli.context import print_json, settings, unexpected, unread
 from updater.cli.quick import Root
 
@@ -64,6 +64,7 @@ app.add_typer(keep.app, name="keep")
 app.add_typer(config.app, name="config")
 app.add_typer(migrate.app, name="migrate")
 app.add_typer(job.app, name="job")
+app.add_typer(zdu.app, name="zdu")
 app.add_typer(sandbox.app, name="sandbox")
 
 

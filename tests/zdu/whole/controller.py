@@ -88,6 +88,10 @@ class Controller:
         event: Event = until(found, f"{kind} {action}\n{self.said()}", timeout)
         return event
 
+    def has(self, kind: str, step: str) -> bool:
+        """Whether there was such an event."""
+        return any(each.kind == kind and step in (each.step, each.action) for each in self.events)
+
     def said(self) -> str:
         """The last lines of the command."""
         return self.process.said(12) if self.process else ""

@@ -12,6 +12,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,8 @@ from tests.zdu.whole.services import agent, keep, node, pid_of, program, python,
 
 OLD, NEW = "MR95-1", "MR96-1"
 
-#: Bytes of a slot.
-SLOT = 128 << 20
+#: Bytes of a slot, and of the image of the release.
+SLOT = 8 << 20
 
 ADDRESSES = {
     "controller": "10.9.0.5", "caller": "10.9.0.10", "d1": "10.9.0.21", "d2": "10.9.0.22",
@@ -146,9 +147,7 @@ def installation(logs: Path | None = None, *, accounts: int = 100, workers: int 
     with make_template(Engine.MARIADB) as template, Lab(logs) as lab:
         depot = lab.directory / "depot"
         depot.mkdir()
-        hosts = {
-            name: lab.host(name, f"{address}/24", private=["/root"]) for name, address in ADDRESSES.items()
-        }
+        hosts = {name: lab.host(name, f"{address}/24", private=["/root"]) for name, address in ADDRESSES.items()}
         password = databases.password_file(depot)
         a = Site("A", databases.Server(hosts["a-db"], password), hosts["a-sip"])
         b = Site("B", databases.Server(hosts["b-db"], password), hosts["b-sip"])
@@ -189,7 +188,18 @@ def _releases(depot: Path) -> None:
     for file in ("boot/vmlinuz-6.1", "boot/initrd.img-6.1", "etc/release"):
         (tree / file).write_text(f"{NEW} {file}")
     catalogue = databases.write_catalogue(depot / "migrations")
-    build = ["--release", NEW, "--compatible", "sandbox", "--tree", tree, "--key", depot / "release.pem"]
+    build = [
+        "--release",
+        NEW,
+        "--compatible",
+        "sandbox",
+        "--tree",
+        tree,
+        "--key",
+        depot / "release.pem",
+        "--size",
+        str(SLOT // 2),
+    ]
     vendor = python("updater.cli.main")
     vendor = [str(Path(vendor[2]).parent / "updater")]
     for words in (
@@ -219,7 +229,7 @@ def _call_server(site: Site, a: Site, b: Site, accounts: int, workers: int) -> N
         "-cp", "8888", "-skip_rlimit", "-deadcall_wait", "500", "-trace_logs", "-log_file",
     ]  # fmt: skip
     line = " ".join(str(word) for word in server)
-    started = program(host, "call-server", f'#!/bin/sh\nexec {line} {OWN}/calls/$(date +%s%N).log > /dev/null\n')
+    started = program(host, "call-server", f"#!/bin/sh\nexec {line} {OWN}/calls/$(date +%s%N).log > /dev/null\n")
     keep(host, "call-server", [started])
     config = {
         "site": "main" if site is a else "secondary",
@@ -248,7 +258,7 @@ def _nodes(hosts: dict[str, Host], a: Site, b: Site, depot: Path) -> None:
     health = {
         "db": connects.format(OWN),
         "sip": "exec 3<>/dev/null; python3 -c 'import urllib.request as u; "
-        "u.urlopen(\"http://{address}:8080/calls\", timeout=2)' 2>&1 | tail -1 | grep . && exit 1; exit 0",
+        'u.urlopen("http://{address}:8080/calls", timeout=2)\' 2>&1 | tail -1 | grep . && exit 1; exit 0',
         "d": f"kamcmd -s unix:{OWN}/ctl dispatcher.list | grep -q 'FLAGS: [AD][PX]'",
     }
     books = (
@@ -258,12 +268,14 @@ def _nodes(hosts: dict[str, Host], a: Site, b: Site, depot: Path) -> None:
         f'[[migrations.replicas]]\nof = "billing"\nengine = "mariadb"\nhost = "{b.db.host.address}"\n'
         f'database = "{databases.BOOKS}"\nuser = "{databases.USER}"\npassword_file = "{a.db.password}"\n'
     )
-    for name, host in hosts.items():
-        if name in ("caller", "controller"):
-            continue
-        kind = name.partition("-")[2] or "d"
-        check = health[kind].replace("{address}", host.address)
-        node(host, key, release=OLD, slot=SLOT, health=check, more=books if name == "a-db" else "")
+
+    def make(name: str) -> None:
+        check = health[name.partition("-")[2] or "d"].replace("{address}", hosts[name].address)
+        more = books if name == "a-db" else ""
+        node(hosts[name], key, release=OLD, slot=SLOT, health=check, more=more)
+
+    with ThreadPoolExecutor(max_workers=3) as pool:
+        list(pool.map(make, [name for name in hosts if name not in ("caller", "controller")]))
 
 
 def _sites(a: Site, b: Site) -> str:

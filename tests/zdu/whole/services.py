@@ -1,4 +1,4 @@
-"""What runs on a host like under an init: each service is started again when it ends, and a restart of the machine takes
+"""What runs on a host, as under an init: each service is started again when it ends, and a restart of the machine takes
 all of them down and brings them back. So a restart hurts whoever still uses them, as a real one does.
 """
 

@@ -1,4 +1,4 @@
-"""Calls from outside, all the time: each with a re-INVITE and a BYE, each with an identifier that is known beforehand."""
+"""Calls from outside, all the time: each with a re-INVITE and a BYE, and an identifier that is known beforehand."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Traffic:
         """Calls that failed so far."""
         return int(self.last().get("FailedCall(C)", 0))
 
-    def flows(self, calls: int = 1) -> None:
+    def flows(self, calls: int = 1, timeout: float = 60) -> None:
         """Until so many more calls have been made."""
         before = self.made()
-        until(lambda: self.made() >= before + calls, f"{calls} more calls\n{self.process.said()}", 60)
+        until(lambda: self.made() >= before + calls, f"{calls} more calls\n{self.process.said()}", timeout, 0.1)
 
     def finish(self, timeout: float = 60) -> Outcome:
         """Begin no more calls, and wait until those that run have ended."""

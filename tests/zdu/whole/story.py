@@ -1,0 +1,115 @@
+"""A rehearsal from beginning to end: the installation, calls all the time, the controller, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.zdu.lab import Host
+from tests.zdu.programs import Outcome
+from tests.zdu.whole import proof
+from tests.zdu.whole.controller import Controller, Event
+from tests.zdu.whole.installation import NEW, Installation, installation
+from tests.zdu.whole.traffic import Traffic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """What came of a rehearsal. `drains_ms`: site → from the end of its last call until the gate was open; `gaps_ms`:
+    of the virtual IP, at each move of it.
+    """
+
+    calls: Outcome
+    books: proof.Books
+    runs: dict[str, str]
+    migrated: dict[str, tuple[bool, bool, bool]]
+    late: dict[str, int]
+    gaps_ms: list[float]
+    drains_ms: dict[str, float]
+    seconds: float
+
+    def require_nothing_lost(self) -> None:
+        """No call failed or was cut, each was charged once, the replica is the same, and no closed site got a call."""
+        assert self.calls.perfect, self.calls
+        assert self.books.exact, self.books
+        assert self.books.xdrs == self.calls.made == self.books.at_a + self.books.at_b
+        assert not any(self.late.values()), self.late
+
+    def require_everybody_runs(self, release: str) -> None:
+        """Each node has this release."""
+        assert set(self.runs.values()) == {release}, self.runs
+
+
+@dataclass
+class Story:
+    """A rehearsal under way."""
+
+    made: Installation
+    traffic: Traffic
+    controller: Controller
+    gaps: proof.Gaps
+    _drains: dict[str, float] = field(default_factory=dict)
+
+    def host(self, name: str) -> Host:
+        """One of the hosts."""
+        return self.made.lab.hosts[name]
+
+    def drained(self, event: Event) -> None:
+        """A drain that came to its end: how long after the last call."""
+        if event.kind == "finished" and event.action == "drain-wait":
+            site = next(each for each in (self.made.a, self.made.b) if event.step.endswith(f"/{each.name}"))
+            self._drains[site.name] = (event.at - proof.last_call(site, event.at)) * 1000
+
+    def end(self) -> Ending:
+        """Let the last calls end, and look at everything."""
+        events = self.controller.events
+        calls = self.traffic.finish()
+        return Ending(
+            calls=calls,
+            books=proof.books(self.made, self.traffic, calls),
+            runs=self.made.runs(),
+            migrated=proof.migrated(self.made),
+            late={site.name: proof.late(site) for site in (self.made.a, self.made.b)},
+            gaps_ms=self.gaps.ms,
+            drains_ms=self._drains,
+            seconds=events[-1].at - events[0].at,
+        )
+
+
+@contextmanager
+def story(
+    *,
+    rate: int,
+    talk: float = 0.5,
+    logs: Path | None = None,
+    on_event: Callable[[Event], None] = lambda _: None,
+    accounts: int = 100,
+) -> Iterator[Story]:
+    """The installation in service on the old release, with calls going on."""
+    with installation(logs, accounts=accounts) as made:
+        gaps = proof.Gaps(made)
+
+        def seen(event: Event) -> None:
+            gaps.seen(event)
+            told.drained(event)
+            on_event(event)
+
+        traffic = Traffic(made.caller, rate=rate, talk=talk)
+        told = Story(made, traffic, Controller(made, seen), gaps)
+        traffic.flows(rate)
+        yield told
+
+
+def the_whole(told: Story, *, calls: int = 0) -> Ending:
+    """The upgrade without a fault, with so many calls at least. AssertionError when it does not come to its end."""
+    controller = told.controller
+    controller.run()
+    code = controller.wait(600)
+    assert code == 0, (code, controller.errors, controller.said())
+    if told.traffic.made() < calls:
+        told.traffic.flows(calls - told.traffic.made(), timeout=2 * calls / told.traffic.rate)
+    ending = told.end()
+    ending.require_everybody_runs(NEW)
+    return ending
