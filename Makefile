@@ -3,7 +3,7 @@ PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test check lint bench clean
+.PHONY: help demo test check lint bench zdu clean
 help: ## show this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -25,6 +25,13 @@ lint: $(VENV)/.ready
 bench: $(VENV)/.ready .packages ## measure against peers; ends with one line per figure
 	tools/install-system-packages databases sites bench
 	$(RUN) -m bench
+
+zdu: $(VENV)/.ready .packages ## rehearse a whole zero-downtime upgrade under calls: make zdu N=20000 RATE=100
+	@tools/install-system-packages databases sites
+	$(RUN) -m tests.zdu.whole $(N) $(RATE)
+
+N ?= 20000
+RATE ?= 100
 
 clean: ## remove the virtual environment (the lab's cache is under /var/cache/updater-lab)
 	rm -rf $(VENV)

@@ -14,7 +14,7 @@ from typing import Final
 
 from core.errors import Busy, UpdaterError, WrongState
 from zdu.conduct import Pace
-from zdu.engine import Engine, back, rebuilt, states
+from zdu.engine import Engine
 from zdu.lease import LEASE, Lease, holder, take
 from zdu.limits import NotifyEvent
 from zdu.notify import Notifier
@@ -23,6 +23,7 @@ from zdu.runbook import Runbook
 from zdu.runs import Runs, already_open
 from zdu.sampling import EVERY, Sampler
 from zdu.sites import Sites
+from zdu.standing import back, rebuilt, states
 from zdu.tables import Tables
 from zdu.world import World
 

@@ -88,7 +88,10 @@ def _stage(world: RealWorld, hands: Hands, step: Step, talk: Talk) -> str:
 
 
 def _activate(world: RealWorld, hands: Hands, step: Step, talk: Talk) -> str:
-    seen = hands.node(step.server).activate(talk.job, step.release, SWITCH, on_event=_News(talk))
+    node = hands.node(step.server)
+    seen = node.activate(talk.job, step.release, SWITCH, on_event=_News(talk))
+    if seen.upgrade is None and step.release not in (seen.runs, seen.booting):
+        node.confirmed(step.release, CONFIRM)  # it was there and came back: this raises, and says why
     return f"{step.server} boots {seen.booting or seen.runs or step.release}"
 
 

@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from core.errors import RollbackRefused, WrongState
-from zdu.engine import back, states
 from zdu.lease import Holder, holder
 from zdu.progress import Progress
 from zdu.records import Leg, Run, RunState, Sample, StepRecord, StepState
 from zdu.runbook import Action, Step
 from zdu.runs import Runs
 from zdu.sites import Sites
+from zdu.standing import back, states
 from zdu.tables import Tables
 
 

@@ -27,13 +27,13 @@ from tests.zdu import controllerlab as lab
 from updater.cli.context import interruptible
 from zdu.controller import Controller
 from zdu.engine import Engine as Pieces
-from zdu.engine import back, states
 from zdu.gates import Facts
 from zdu.lease import holder
 from zdu.records import Approve, RunState, Sample, StepState, Word
 from zdu.runbook import Action, Gate, Runbook, Step
 from zdu.runs import Runs
 from zdu.sites import Sites
+from zdu.standing import back, states
 from zdu.tables import Tables
 from zdu.world import Talk
 
@@ -161,7 +161,7 @@ def child(sites: Sites, address: str, runbook: Runbook | None, place: str, step:
         if runbook is not None:
             ended = controller.start(runbook, bundle="mr96-1.bundle", approve=Approve.NONE, who="ada")
         else:
-            ended = controller.resume("ada", stand_by=lease < 5)
+            ended = controller.resume("ada", stand_by=lease < 10)
         os._exit(0 if ended.error is None else 7)
 
 
@@ -278,11 +278,11 @@ def test_a_second_controller_takes_over(fast: Path, forks: Any, engine: Engine) 
         with served(sites) as server:
             kill = lab.first(runbook, Action.REPLICA_HOLD)
             address = server.listener.address
-            one = forks.Process(target=child, args=(sites, address, runbook, "act", kill.id, 3.0))
+            one = forks.Process(target=child, args=(sites, address, runbook, "act", kill.id, 6.0))
             one.start()
             try:
                 _until(lambda: _open(sites) is not None)
-                two = forks.Process(target=child, args=(sites, address, None, "", "", 3.0))
+                two = forks.Process(target=child, args=(sites, address, None, "", "", 6.0))
                 two.start()
                 one.join(60)
                 assert one.exitcode == -signal.SIGKILL
@@ -329,9 +329,9 @@ def test_a_frozen_controller_that_wakes_up_does_nothing_more(fast: Path, forks: 
         runbook = lab.runbook(sites)
         with served(sites) as server:
             address = server.listener.address
-            one = forks.Process(target=child, args=(sites, address, runbook, "", "", 2.0))
+            one = forks.Process(target=child, args=(sites, address, runbook, "", "", 6.0))
             one.start()
-            two = forks.Process(target=child, args=(sites, address, None, "", "", 2.0))
+            two = forks.Process(target=child, args=(sites, address, None, "", "", 6.0))
             try:
                 _until(lambda: len(server.fences) > 15)
                 assert one.pid is not None

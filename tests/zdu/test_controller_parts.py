@@ -18,7 +18,6 @@ from core.errors import Busy, DatabaseFailed, GateNotPassed, HookFailed, NotRead
 from core.sql import Connection, Database, Engine
 from tests.zdu import controllerlab as lab
 from zdu.conduct import Evidence, conduct
-from zdu.engine import rebuilt
 from zdu.gates import Facts, NodeFacts
 from zdu.lease import Lost, holder, take
 from zdu.limits import Day, NotifyConfig, NotifyEvent, NotifyKind, WindowConfig
@@ -26,6 +25,7 @@ from zdu.notify import Notifier
 from zdu.opening import window_open
 from zdu.records import Sample
 from zdu.runbook import Action, Gate, GateKind, Step
+from zdu.standing import rebuilt
 from zdu.tables import Tables
 from zdu.world import Talk
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from core.errors import Busy, HookFailed, UpdaterError, WrongState, ZduRefused
 from tests.zdu import controllerlab as lab
 from updater.cli import zdu as cli
+from updater.cli import zdu_common as common
 from updater.cli.context import settings
 from zdu import watch
 from zdu.lease import take
@@ -176,8 +177,8 @@ def test_a_rehearsal_is_known_by_its_report(acme: Acme, tables: Tables) -> None:
 
 @pytest.fixture
 def call(acme: Acme, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(cli, "_load", lambda _: acme.sites)
-    monkeypatch.setattr(cli, "_user", lambda: "eve")
+    monkeypatch.setattr(common, "load", lambda _: acme.sites)
+    monkeypatch.setattr(common, "user", lambda: "eve")
     monkeypatch.setattr(settings, "json", False)
 
     def run(*words: str) -> str:
@@ -251,7 +252,7 @@ def test_an_approval_of_the_wrong_step(acme: Acme, tables: Tables, call: Any) ->
 
 def test_nothing_is_running(acme: Acme, call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = lab.sites(tmp_path)
-    monkeypatch.setattr(cli, "_load", lambda _: empty)
+    monkeypatch.setattr(common, "load", lambda _: empty)
     for verb in ("pause", "resume", "abort"):
         with pytest.raises(WrongState, match="no run is open"):
             call(verb)

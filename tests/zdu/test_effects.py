@@ -360,9 +360,10 @@ def test_the_command_line_from_dry_run_to_report(
     from typer.testing import CliRunner
 
     from updater.cli import zdu as cli
+    from updater.cli import zdu_common as common
 
     monkeypatch.setattr("zdu.hands.RemoteShell", lambda name, reach: PlayedShell(acme.played, name))
-    monkeypatch.setattr(cli, "_load", lambda _: acme.sites)
+    monkeypatch.setattr(common, "load", lambda _: acme.sites)
 
     def call(*words: str) -> tuple[str, BaseException | None]:
         result = CliRunner().invoke(cli.app, list(words))

@@ -48,7 +48,7 @@ def test_a_server_that_is_not_healthy_is_left_and_the_way_back_restores_service(
         controller.run()
         assert controller.wait() != 0
         (error,) = controller.errors
-        assert error["kind"] == "health check" and "a-sip" in error["message"], error
+        assert error["kind"] == "health" and "a-sip" in error["message"], error
         status = controller.ask("status")
         assert status["state"] == "stopped", status
         assert told.made.runs()["a-db"] == NEW

@@ -13,12 +13,14 @@ from zdu.records import Approve
 
 
 def plan_seconds(sites: int = 50, servers: int = 40) -> float:
-    """To plan an upgrade of so many sites with so many servers each."""
+    """To plan an upgrade of so many sites with so many servers each; the best of three."""
     large = installation(sites - 1, servers=servers)
-    wanted = wish(large)
-    begun = time.perf_counter()
-    plan(large, wanted)
-    return time.perf_counter() - begun
+    wanted, took = wish(large), []
+    for _ in range(3):
+        begun = time.perf_counter()
+        plan(large, wanted)
+        took.append(time.perf_counter() - begun)
+    return min(took)
 
 
 def step_overhead() -> float:

@@ -7,9 +7,7 @@ caller have an sshd and a node, a sandbox that takes the services through every 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +21,7 @@ from migrations.scratch import make_template
 from tests.zdu.lab import OWN, Host, Lab, Process, until
 from tests.zdu.programs import HERE, VIP, Kamailio, Keepalived, ahead
 from tests.zdu.whole import databases
-from tests.zdu.whole.services import agent, keep, node, pid_of, program, python, sshd
+from tests.zdu.whole.services import agent, keep, node, program, python, sshd, updater
 
 OLD, NEW = "MR95-1", "MR96-1"
 
@@ -59,7 +57,18 @@ class KeptKamailio(Kamailio):
     """A dispatcher's Kamailio, as a service of its host."""
 
     def _start(self) -> Process:
-        options = ["-f", OWN / "kamailio.cfg", "-m", "64", "-M", "8", "-Y", OWN, "-P", OWN / "kamailio.pid"]
+        options: list[str | Path] = [
+            "-f",
+            OWN / "kamailio.cfg",
+            "-m",
+            "64",
+            "-M",
+            "8",
+            "-Y",
+            OWN,
+            "-P",
+            OWN / "kamailio.pid",
+        ]
         return keep(self.host, "kamailio", [*ahead(), "kamailio", "-DD", "-E", *options])
 
 
@@ -67,7 +76,14 @@ class KeptKeepalived(Keepalived):
     """A dispatcher's keepalived, as a service of its host."""
 
     def start(self) -> Process:
-        argv = ["keepalived", "--dont-fork", "--log-console", "--no-syslog", "--use-file", OWN / "keepalived.conf"]
+        argv: list[str | Path] = [
+            "keepalived",
+            "--dont-fork",
+            "--log-console",
+            "--no-syslog",
+            "--use-file",
+            OWN / "keepalived.conf",
+        ]
         self.process = keep(
             self.host, "keepalived", [*argv, "--pid", OWN / "keepalived.pid", "--vrrp_pid", OWN / "vrrp.pid"]
         )
@@ -162,7 +178,7 @@ def installation(logs: Path | None = None, *, accounts: int = 100, workers: int 
         _nodes(hosts, a, b, depot)
         made = Installation(lab, a, b, kamailios, keepers, depot, accounts)
         for site in (a, b):
-            until(lambda site=site: site.live() is not None, f"the billing engine of {site.name}", 20)
+            until(lambda site=site: site.live() is not None, f"the billing engine of {site.name}", 20)  # type: ignore[misc]
         for kamailio in kamailios:
             kamailio.ready(2)
         until(lambda: keepers[0].holds(VIP) and not keepers[1].holds(VIP), "d1 has the virtual IP")
@@ -188,25 +204,14 @@ def _releases(depot: Path) -> None:
     for file in ("boot/vmlinuz-6.1", "boot/initrd.img-6.1", "etc/release"):
         (tree / file).write_text(f"{NEW} {file}")
     catalogue = databases.write_catalogue(depot / "migrations")
-    build = [
-        "--release",
-        NEW,
-        "--compatible",
-        "sandbox",
-        "--tree",
-        tree,
-        "--key",
-        depot / "release.pem",
-        "--size",
-        str(SLOT // 2),
-    ]
-    vendor = python("updater.cli.main")
-    vendor = [str(Path(vendor[2]).parent / "updater")]
-    for words in (
+    made_of: list[str | Path] = ["--release", NEW, "--compatible", "sandbox", "--tree", tree, "--size", str(SLOT // 2)]
+    made_of += ["--key", depot / "release.pem", "--migrations", catalogue]
+    commands: tuple[list[str | Path], ...] = (
         ["bundle", "key", depot / "release.pem"],
-        ["bundle", "build", depot / "mr96-1.bundle", *build, "--migrations", catalogue],
-    ):
-        subprocess.run([*vendor, *map(os.fspath, words)], check=True, capture_output=True, cwd=depot)
+        ["bundle", "build", depot / "mr96-1.bundle", *made_of],
+    )
+    for words in commands:
+        subprocess.run([*updater(), *map(str, words)], check=True, capture_output=True, cwd=depot)
 
 
 def _dispatchers(
@@ -322,8 +327,8 @@ command = "{OWN}/updater"
 connect = 5
 
 [drain]
-alert_after = 20
-alert_every = 20
+alert_after = 6
+alert_every = 60
 
 [expect]
 stage = 5
@@ -360,6 +365,3 @@ interface = "eth0"
 track_file = "{OWN}/vip"
 probe = {{ kind = "sip", port = 5060 }}
 """
-
-
-__all__ = ["Installation", "Site", "installation", "pid_of", "time"]

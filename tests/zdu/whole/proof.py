@@ -115,20 +115,24 @@ def late(site: Site) -> int:
 
 @dataclass
 class Gaps:
-    """How long nobody answered on the virtual IP, at each move of it. Give `seen` to the controller."""
+    """How long nobody answered on the virtual IP, at each move of it: when it is told to move, and when a dispatcher
+    that is preferred comes back. Give `seen` to the controller.
+    """
 
     made: Installation
     ms: list[float] = field(default_factory=list)
     _pulse: Pulse | None = None
+    _holder: bool = False
 
     def seen(self, event: Event) -> None:
         """An event of the run."""
-        if event.action not in ("vip-move", "dispatcher-standby"):
+        if event.action not in ("vip-move", "dispatcher-restore"):
             return
         if event.kind == "started" and self._pulse is None:
+            self._holder = self.made.keepers[0].holds(VIP)
             self._pulse = Pulse(self.made.caller, VIP).__enter__()
         elif event.kind in ("finished", "failed") and self._pulse is not None:
             self._pulse.__exit__()
-            if event.action == "vip-move" and event.text != "found so already":
+            if self.made.keepers[0].holds(VIP) is not self._holder:
                 self.ms.append(self._pulse.gap_ms())
             self._pulse = None

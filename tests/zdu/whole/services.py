@@ -80,6 +80,11 @@ _MAIN = (
 )
 
 
+def updater() -> list[str]:
+    """The command line, for us."""
+    return ["env", f"PYTHONPATH={ROOT}", sys.executable, "-P", "-c", _MAIN]
+
+
 def agent(host: Host, *options: str | os.PathLike[str]) -> Path:
     """Put a program `updater` on a host, with global options of its own."""
     words = " ".join(os.fspath(word) for word in options)

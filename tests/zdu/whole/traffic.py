@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
-from tests.zdu.lab import OWN, Host, until
+from tests.zdu.lab import OWN, Host, Process, until
 from tests.zdu.programs import HERE, ROW, VIP, Outcome, ahead, outcome_of, rows
 
 #: More than any rehearsal makes.
@@ -20,13 +21,27 @@ class Traffic:
         self.rate = rate
         self.talk = talk
         self.statistics = host.directory / "traffic.csv"
+        self._long: list[Process] = []
         self.process = host.start(
-            *ahead(), "sipp", f"{VIP}:5060", "-sf", HERE / "caller.xml", "-i", host.address, "-p", "5060", "-nostdin",
+            *(*ahead(), "sipp", f"{VIP}:5060", "-sf", str(HERE / "caller.xml"), "-i", host.address, "-p", "5060"),
             *("-m", str(_ENDLESS), "-r", str(rate), "-d", str(round(talk * 1000)), "-l", str(_ENDLESS)),
-            *("-trace_stat", "-stf", OWN / self.statistics.name, "-fd", f"{round(ROW * 1000)}ms"),
-            *("-cp", "8888", "-skip_rlimit", "-cid_str", "%u-rehearsed@%s", "-trace_err", "-error_file", OWN / "errors"),
+            *("-trace_stat", "-stf", str(OWN / self.statistics.name), "-fd", f"{round(ROW * 1000)}ms"),
+            *("-cp", "8888", "-skip_rlimit", "-nostdin", "-cid_str", "%u-rehearsed@%s"),
+            *("-trace_err", "-error_file", str(OWN / "errors")),
             log="traffic",
-        )  # fmt: skip
+        )
+
+    def long_call(self, seconds: float) -> Process:
+        """One more call, that lasts so long."""
+        number = len(self._long)
+        words = ("-m", "1", "-d", str(round(seconds * 500)), "-p", str(5070 + number), "-cp", str(8900 + number))
+        call = self.host.start(
+            *("sipp", f"{VIP}:5060", "-sf", HERE / "caller.xml", "-i", self.host.address, "-nostdin"),
+            *(*words, "-cid_str", f"%u-long{number}@%s"),
+            log=f"long-{number}",
+        )
+        self._long.append(call)
+        return call
 
     def last(self) -> dict[str, str]:
         """The last row of its statistics."""
@@ -50,11 +65,16 @@ class Traffic:
         """Begin no more calls, and wait until those that run have ended."""
         self.process.send(signal.SIGUSR1)
         self.process.wait(timeout)
-        return outcome_of(self.last())
+        told = outcome_of(self.last())
+        good = sum(call.wait(timeout) == 0 for call in self._long)
+        made, failed = told.made + len(self._long), told.failed + len(self._long) - good
+        return replace(told, made=made, good=told.good + good, failed=failed)
 
     def names(self, made: int) -> set[str]:
-        """The identifiers of the first so many calls."""
-        return {f"{number}-rehearsed@{self.host.address}" for number in range(1, made + 1)}
+        """The identifiers of all calls, when so many were made."""
+        long = {f"1-long{number}@{self.host.address}" for number in range(len(self._long))}
+        usual = range(1, made + 1 - len(long))
+        return {f"{number}-rehearsed@{self.host.address}" for number in usual} | long
 
     def errors(self) -> list[str]:
         """What it complained of."""
