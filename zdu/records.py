@@ -12,14 +12,8 @@ from enum import StrEnum
 from typing import Any
 
 from zdu.runbook import Runbook
-
-
-class Approve(StrEnum):
-    """What somebody has to approve before it begins."""
-
-    EACH = "each"  # every batch of steps
-    PHASE = "phase"  # every phase
-    NONE = "none"
+from zdu.words import Approve as Approve
+from zdu.words import Word as Word
 
 
 class RunState(StrEnum):
@@ -40,15 +34,6 @@ class StepState(StrEnum):
     BEGUN = "begun"
     DONE = "done"
     FAILED = "failed"
-
-
-class Word(StrEnum):
-    """What people say to a run."""
-
-    APPROVE = "approve"
-    PAUSE = "pause"
-    RESUME = "resume"
-    ABORT = "abort"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from updater.cli.context import interruptible, print_json, settings
 from updater.cli.zdu_common import Who
 from updater.cli.zdu_plan import AcceptNoRollback, Downgrade, SitesFile, register, release_of
 from updater.cli.zdu_views import register as register_views
-from zdu.records import Approve, Word
+from zdu.words import Approve, Word
 
 if TYPE_CHECKING:
     from zdu.controller import Ended

@@ -11,7 +11,7 @@ import typer
 
 from updater.cli.context import interruptible, print_json, settings
 from updater.cli.zdu_plan import sites_path
-from zdu.records import Word
+from zdu.words import Word
 
 if TYPE_CHECKING:
     from zdu.controller import Controller

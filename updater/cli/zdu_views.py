@@ -12,7 +12,7 @@ from updater.cli.carrying import table
 from updater.cli.context import interruptible, print_json, settings
 from updater.cli.zdu_common import RunName, Who
 from updater.cli.zdu_plan import SitesFile
-from zdu.records import Word
+from zdu.words import Word
 
 
 def status(sites: SitesFile = None, name: RunName = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ class Ending:
     gaps_ms: list[float]
     drains_ms: dict[str, float]
     seconds: float
+    per_second: float
 
     def require_nothing_lost(self) -> None:
         """No call failed or was cut, each was charged once, the replica is the same, and no closed site got a call."""
@@ -75,6 +77,7 @@ class Story:
             gaps_ms=self.gaps.ms,
             drains_ms=self._drains,
             seconds=events[-1].at - events[0].at,
+            per_second=calls.made / self.traffic.seconds,
         )
 
 
@@ -110,6 +113,26 @@ def the_whole(told: Story, *, calls: int = 0) -> Ending:
     assert code == 0, (code, controller.errors, controller.said())
     if told.traffic.made() < calls:
         told.traffic.flows(calls - told.traffic.made(), timeout=2 * calls / told.traffic.rate)
+    ending = told.end()
+    ending.require_everybody_runs(NEW)
+    return ending
+
+
+def killed_at_every_step(told: Story) -> Ending:
+    """The upgrade, with a controller that is killed in each step, as soon as it has begun it, and started again."""
+    controller, killed = told.controller, set[str]()
+    process = controller.run()
+    while True:
+        fresh = {each.step for each in controller.events if each.kind == "started"} - killed
+        if fresh and process.running:
+            killed |= fresh
+            controller.kill()
+            process = controller.begin("resume")
+        elif not process.running:
+            assert process.wait() == 0, (controller.errors, controller.said())
+            break
+        time.sleep(0.01)
+    print(f"killed {len(killed)} steps under way", flush=True)
     ending = told.end()
     ending.require_everybody_runs(NEW)
     return ending

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,8 @@ class Traffic:
         self.talk = talk
         self.statistics = host.directory / "traffic.csv"
         self._long: list[Process] = []
+        self._began = time.monotonic()
+        self.seconds = 0.0  # for how long it began calls
         self.process = host.start(
             *(*ahead(), "sipp", f"{VIP}:5060", "-sf", str(HERE / "caller.xml"), "-i", host.address, "-p", "5060"),
             *("-m", str(_ENDLESS), "-r", str(rate), "-d", str(round(talk * 1000)), "-l", str(_ENDLESS)),
@@ -64,6 +67,7 @@ class Traffic:
     def finish(self, timeout: float = 60) -> Outcome:
         """Begin no more calls, and wait until those that run have ended."""
         self.process.send(signal.SIGUSR1)
+        self.seconds = time.monotonic() - self._began
         self.process.wait(timeout)
         told = outcome_of(self.last())
         good = sum(call.wait(timeout) == 0 for call in self._long)

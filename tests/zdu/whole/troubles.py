@@ -6,7 +6,7 @@ import os
 import signal
 from contextlib import suppress
 
-from core.sql import Connection
+from core.sql import Connection, SqlError
 from tests.zdu.lab import Host, until
 from tests.zdu.whole import databases
 from tests.zdu.whole.installation import Installation
@@ -15,14 +15,16 @@ from tests.zdu.whole.services import pid_of
 
 def break_replica(made: Installation) -> None:
     """Something was changed on the replica by hand; the next change that comes from the main database does not fit."""
-    _on(made.b.db, "SET SESSION sql_log_bin = 0", "CREATE TABLE by_hand (id INT)")
-    _on(made.a.db, "CREATE TABLE by_hand (id INT)")
+    _on(made.a.db, "CREATE TABLE by_hand (id INT PRIMARY KEY)")
+    by_hand = ("SET SESSION sql_log_bin = 0", "INSERT INTO by_hand VALUES (1)")
+    until(lambda: _worked(made.b.db, *by_hand), "the table is on the replica")
+    _on(made.a.db, "INSERT INTO by_hand VALUES (1)")
     until(lambda: not _applies(made), "the replica is broken")
 
 
 def mend_replica(made: Installation) -> None:
     """What was changed by hand is taken back, and it goes on."""
-    _on(made.b.db, "SET SESSION sql_log_bin = 0", "DROP TABLE by_hand", "START SLAVE")
+    _on(made.b.db, "SET SESSION sql_log_bin = 0", "DELETE FROM by_hand", "START SLAVE")
 
 
 def cut_between_sites(made: Installation) -> None:
@@ -58,6 +60,14 @@ def _applies(made: Installation) -> bool:
     with made.controller.inside(), Connection.open(made.b.db.database(databases.BOOKS)) as here:
         (row,) = here.execute("SHOW ALL SLAVES STATUS").tables
     return str(row["Slave_SQL_Running"]) == "Yes"
+
+
+def _worked(server: databases.Server, *statements: str) -> bool:
+    try:
+        _on(server, *statements)
+    except SqlError:
+        return False
+    return True
 
 
 def _on(server: databases.Server, *statements: str) -> None:
