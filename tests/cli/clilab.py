@@ -28,7 +28,7 @@ from updater.cli.main import main
 for _heavy in (
     *("sqlite3", "zstandard", "urllib3", "netrc", "pyudev", "sh", "jinja2", "securesystemslib.dsse"),
     *("images.keys", "updater.upgrade", "updater.recovery", "updater.status", "updater.doctor", "updater.sandbox"),
-    *("updater.cli.screen", "updater.cli.history", "updater.window", "updater.health", "cattrs"),
+    *("updater.cli.screen", "updater.cli.history", "core.window", "updater.health", "cattrs"),
     *("pydantic.fields", "pydantic.types", "pydantic.type_adapter", "pydantic.functional_validators"),
 ):
     importlib.import_module(_heavy)
