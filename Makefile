@@ -26,12 +26,12 @@ bench: $(VENV)/.ready .packages ## measure against peers; ends with one line per
 	tools/install-system-packages databases sites bench
 	$(RUN) -m bench
 
-zdu: $(VENV)/.ready .packages ## rehearse a whole zero-downtime upgrade under calls: make zdu N=20000 RATE=100
+zdu: $(VENV)/.ready .packages ## rehearse a whole zero-downtime upgrade under calls: make zdu N=20000 RATE=105
 	@tools/install-system-packages databases sites
 	$(RUN) -m tests.zdu.whole $(N) $(RATE)
 
 N ?= 20000
-RATE ?= 100
+RATE ?= 105
 
 clean: ## remove the virtual environment (the lab's cache is under /var/cache/updater-lab)
 	rm -rf $(VENV)

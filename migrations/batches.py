@@ -20,7 +20,8 @@ from core.faults import point
 from core.report import Report
 from core.sql import Engine
 from migrations.catalogue import Batch
-from migrations.ddl import Verb, parse
+from migrations.changes import Verb
+from migrations.ddl import parse
 from migrations.engines import Guard, Server
 from migrations.guards import Budget
 from migrations.ledger import Key, Ledger

@@ -8,9 +8,10 @@ from typing import Final
 
 from core.sql import Engine
 from migrations.catalogue import Batch, Migration, Phase, Statement, Strategy
+from migrations.changes import Change, Parsed, Verb
 from migrations.classify import Impact, Judgement
 from migrations.columns import Column, column_of
-from migrations.ddl import Change, Parsed, Verb, parse
+from migrations.ddl import parse
 from migrations.old_names import OldRelease
 from migrations.oracle import Answer
 from migrations.places import Place, Places

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from core.sql import Engine
-from migrations.ddl import Change
+from migrations.changes import Change
 
 if TYPE_CHECKING:
     from migrations.reading.words import Reader, Word

@@ -10,7 +10,8 @@ from typing import Final
 from core.errors import MigrationFailed, NoSpace
 from core.sql import Connection, Engine
 from migrations.catalogue import Migration, Statement
-from migrations.ddl import Verb, parse
+from migrations.changes import Verb
+from migrations.ddl import parse
 
 #: Part of the table's size that must be free beyond it.
 MARGIN: Final = 0.2

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 from core.sql import Engine
 from migrations.catalogue import About, Batch, Catalogue, Migration, Phase, Statement, Strategy
+from migrations.changes import Parsed
 from migrations.checks import Context, check
 from migrations.classify import Impact, Judgement, Version, classify, version_of
-from migrations.ddl import Parsed, parse
+from migrations.ddl import parse
 from migrations.old_names import OldRelease, read_queries
 from migrations.oracle import Answer, Oracle, oracle
 from migrations.places import Ignored, Place, Places

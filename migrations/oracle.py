@@ -15,8 +15,8 @@ from typing import Final
 from core.errors import DatabaseFailed
 from core.sql import Connection, Engine, Reason, SqlError
 from migrations.catalogue import About
+from migrations.changes import Parsed, Verb
 from migrations.classify import Impact
-from migrations.ddl import Parsed, Verb
 from migrations.text import SqlUnreadable, split
 
 #: What MariaDB is asked for, the cheapest first.

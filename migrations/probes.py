@@ -8,7 +8,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from core.sql import Engine
-from migrations.ddl import Change, Verb, parse
+from migrations.changes import Change, Verb
+from migrations.ddl import parse
 from migrations.text import SqlUnreadable, tokens
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from core.sql import Engine
+from migrations.changes import Change, Parsed, Verb
 from migrations.columns import Column, column_of
-from migrations.ddl import Change, Parsed, Verb, elements, parse
+from migrations.ddl import elements, parse
 from migrations.text import SqlUnreadable, split
 
 

@@ -21,8 +21,9 @@ from zdu.remote import RemoteShell
 from zdu.sites import Site, SiteCheck, SiteCheckKind, Sites
 from zdu.standalone.session import Binlog, Session
 from zdu.traffic.calls import Calls, calls
-from zdu.traffic.dispatcher import Dispatcher, dispatcher
+from zdu.traffic.dispatcher import dispatcher
 from zdu.traffic.shell import LocalShell, Shell
+from zdu.traffic.targets import Dispatcher
 from zdu.traffic.vip import Vip, vip
 
 #: What an operator's switch prints on ``status`` → whether it is on.

@@ -14,8 +14,8 @@ from zdu.ledgers import Books, books_of
 from zdu.records import Sample
 from zdu.runbook import Gate, GateKind
 from zdu.sites import Site, SiteKind
-from zdu.traffic.dispatcher import State, Target
 from zdu.traffic.drain import Drain, judge
+from zdu.traffic.targets import State, Target
 
 T = TypeVar("T")
 

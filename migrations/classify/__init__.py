@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Final
 
 from core.sql import Engine
-from migrations.ddl import Change, Parsed, Verb
+from migrations.changes import Change, Parsed, Verb
 from migrations.tables import Schema
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from core.sql import Engine
+from migrations.changes import Change, Parsed, Verb
 from migrations.classify import Impact, Verdict, Version, always, on_new_table, on_rows, selects
 from migrations.classify.mariadb_columns import change_column, constant_default
 from migrations.classify.mariadb_levels import COPY, INSTANT, NOCOPY, REBUILD, SHARED, Found
 from migrations.columns import column_of
-from migrations.ddl import Change, Parsed, Verb
 from migrations.tables import Schema, Table, apply_to
 
 _ENGINE = Engine.MARIADB

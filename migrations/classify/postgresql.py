@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from core.sql import Engine
+from migrations.changes import Change, Parsed, Verb
 from migrations.classify import Impact, Verdict, Version, always, on_new_table, on_rows, selects
 from migrations.columns import Column, column_of
-from migrations.ddl import Change, Parsed, Verb
 from migrations.tables import Schema, Table
 
 _ROWS: Final = (Verb.INSERT, Verb.UPDATE, Verb.DELETE, Verb.SELECT)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from migrations.changes import Change, Parsed, Verb
 from migrations.classify import Impact, Verdict, Version, always, on_new_table, on_rows, selects
-from migrations.ddl import Change, Parsed, Verb
 from migrations.tables import Schema
 
 _WRITER = "nobody else writes to the whole database meanwhile"

@@ -16,7 +16,8 @@ from blake3 import blake3
 from core.errors import DatabaseFailed
 from core.sql import Connection, Database, Engine, Reason, SqlError
 from migrations.catalogue import Statement
-from migrations.ddl import Parsed, Verb, parse
+from migrations.changes import Parsed, Verb
+from migrations.ddl import parse
 from migrations.engines import Guard, Holder, Load, Presence, Size, Work, apart, probed, together
 from migrations.engines.mariadb_effects import derived, quoted
 from migrations.reading.way import takes_a_way, with_way

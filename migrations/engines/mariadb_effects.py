@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 from core.sql import Connection, Reason, SqlError
-from migrations.ddl import Change, Parsed, Verb
+from migrations.changes import Change, Parsed, Verb
 from migrations.engines import Effect, Presence
 from migrations.probes import Clause, clauses, joined
 

@@ -14,7 +14,8 @@ from core.errors import DatabaseFailed
 from core.faults import point
 from core.sql import Connection, Database, Engine, Reason, SqlError
 from migrations.catalogue import Statement
-from migrations.ddl import Parsed, Verb, parse
+from migrations.changes import Parsed, Verb
+from migrations.ddl import parse
 from migrations.engines import Guard, Holder, Load, Presence, Size, Work, apart, probed, together
 from migrations.engines.postgresql_effects import derived, quoted, regclass
 from migrations.engines.postgresql_locks import Needs, needs

@@ -7,7 +7,8 @@ from contextlib import suppress
 from typing import Final
 
 from core.sql import Connection, Engine, SqlError
-from migrations.ddl import Change, Parsed, Verb, elements
+from migrations.changes import Change, Parsed, Verb
+from migrations.ddl import elements
 from migrations.engines import Effect, Presence
 
 #: None: it cannot be told.

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from core.sql import Engine
-from migrations.ddl import Change, Parsed, Verb, elements
+from migrations.changes import Change, Parsed, Verb
+from migrations.ddl import elements
 
 EXCLUSIVE: Final = "ACCESS EXCLUSIVE"
 SHARE_ROW: Final = "SHARE ROW EXCLUSIVE"

@@ -13,7 +13,8 @@ from core.errors import Busy
 from core.files import exclusive_lock
 from core.sql import Connection, Database, Engine, Reason, SqlError
 from migrations.catalogue import Statement
-from migrations.ddl import Change, Verb, parse
+from migrations.changes import Change, Verb
+from migrations.ddl import parse
 from migrations.engines import Effect, Guard, Holder, Load, Presence, Size, Work, apart, probed, together
 from migrations.text import tokens
 

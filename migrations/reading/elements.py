@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from core.sql import Engine
-from migrations.ddl import Change, Verb
+from migrations.changes import Change, Verb
 from migrations.reading.words import Reader, Stuck, Word
 
 _KINDS_OF_INDEX: Final = ("FULLTEXT", "SPATIAL", "VECTOR")

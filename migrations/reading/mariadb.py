@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from migrations.ddl import Change, Verb
+from migrations.changes import Change, Verb
 from migrations.reading.common import Options, algorithm, exists, waits
 from migrations.reading.elements import column, constraint, element
 from migrations.reading.words import Reader, Stuck

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from migrations.ddl import Change, Verb
+from migrations.changes import Change, Verb
 from migrations.reading.common import Options
 from migrations.reading.elements import column
 from migrations.reading.words import Reader, Stuck

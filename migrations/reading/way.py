@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from core.sql import Engine
-from migrations.ddl import Parsed, Verb, parse
+from migrations.changes import Parsed, Verb
+from migrations.ddl import parse
 from migrations.reading.common import algorithm as way
 from migrations.reading.common import exists, waits
 from migrations.reading.words import Reader, Word, text_of, words_of

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Final
 
 from core.sql import Engine
-from migrations.ddl import Change, Verb
+from migrations.changes import Change, Verb
 
 #: Pairs that rules ask for as one.
 _PAIRS: Final = frozenset({("NOT", "NULL"), ("PRIMARY", "KEY"), ("FOREIGN", "KEY"), ("NOT", "VALID"), ("ON", "UPDATE")})

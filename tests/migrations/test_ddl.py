@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.sql import Engine
-from migrations.ddl import Change, Parsed, Verb, elements, parse
+from migrations.changes import Change, Parsed, Verb
+from migrations.ddl import elements, parse
 
 M, P, S = Engine.MARIADB, Engine.POSTGRESQL, Engine.SQLITE
 

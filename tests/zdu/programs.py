@@ -17,8 +17,9 @@ from pathlib import Path
 
 from tests.zdu.lab import OWN, Host, Lab, NamespaceShell, Process, until
 from zdu.drivers import DispatcherConfig, DispatcherKind, ProbeConfig, TargetConfig, VipConfig
-from zdu.traffic.dispatcher import Dispatcher, dispatcher
+from zdu.traffic.dispatcher import dispatcher
 from zdu.traffic.probe import options
+from zdu.traffic.targets import Dispatcher
 from zdu.traffic.vip import Vip, vip
 
 HERE = Path(__file__).parent / "scenarios"

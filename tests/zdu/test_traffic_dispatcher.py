@@ -21,10 +21,11 @@ from core.errors import CommandFailed, FencedOff, GateNotPassed, Interrupted, Si
 from core.run import Result
 from core.schema import structure
 from zdu.drivers import CallsConfig, DispatcherConfig, DispatcherKind, TargetConfig, VipConfig
-from zdu.traffic.dispatcher import State, Target, dispatcher, gaps, leaks, on_each
+from zdu.traffic.dispatcher import dispatcher
 from zdu.traffic.held import HeldDispatcher, Seen
 from zdu.traffic.kamailio import DISABLED, list_flags, with_flags
 from zdu.traffic.shell import LocalShell
+from zdu.traffic.targets import State, Target, gaps, leaks, on_each
 
 SITES = {"A": ("a1", "a2"), "B": ("b1",), "C": ("c1", "c2")}
 CONFIG = DispatcherConfig(

@@ -16,8 +16,9 @@ from core.errors import CommandFailed, GateNotPassed, ZduRefused
 from tests.zdu.lab import OWN, Lab, Process, until
 from zdu.drivers import DispatcherConfig, DispatcherKind, TargetConfig
 from zdu.traffic.asking import haproxy
-from zdu.traffic.dispatcher import Dispatcher, State, dispatcher
+from zdu.traffic.dispatcher import dispatcher
 from zdu.traffic.haproxy import servers
+from zdu.traffic.targets import Dispatcher, State
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("sites")]
 

@@ -15,7 +15,8 @@ from tests.zdu.lab import OWN, Host, Lab, until
 from tests.zdu.programs import CONTROL, VIP, CallServer, Kamailio
 from zdu.drivers import DispatcherConfig, DispatcherKind, TargetConfig
 from zdu.traffic.asking import Kamailio as Procedures
-from zdu.traffic.dispatcher import Dispatcher, State, Target, dispatcher
+from zdu.traffic.dispatcher import dispatcher
+from zdu.traffic.targets import Dispatcher, State, Target
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("sites")]
 

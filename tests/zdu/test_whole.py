@@ -87,8 +87,8 @@ def test_troubles_on_the_way(tmp_path: Path) -> None:
         controller.reaches("3/drain-wait/A", "finished")
         assert not long.running
 
-        # The line to B is cut while B stands alone, before A's servers boot. Expected: B serves and charges by itself; the
-        # run waits for the line where it has to know how B stands, and goes on when it is back.
+        # The line to B is cut while B stands alone, before A's servers boot. Expected: B serves and charges by itself;
+        # the run waits for the line where it has to know how B stands, and goes on when it is back.
         controller.reaches("4/replica-hold/B", "finished")
         troubles.cut_between_sites(made)
         charged = made.b.told()["charged"]

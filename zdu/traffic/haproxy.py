@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from core.errors import CommandFailed
 from zdu.drivers import DispatcherConfig
 from zdu.traffic.asking import haproxy
-from zdu.traffic.dispatcher import State
 from zdu.traffic.held import Seen
 from zdu.traffic.shell import Shell
+from zdu.traffic.targets import State
 
 #: Bits of srv_admin_state: forced or inherited drain; maintenance by somebody's will (not for want of an address).
 DRAIN, MAINTENANCE = 0x18, 0x07

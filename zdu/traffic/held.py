@@ -17,9 +17,9 @@ from typing import Protocol
 from core import faults
 from core.errors import CommandFailed, GateNotPassed, UpdaterError, ZduRefused
 from zdu.drivers import DispatcherConfig, DispatcherKind
-from zdu.traffic.dispatcher import State, Target, count_live, gaps, on_each, require, require_known
 from zdu.traffic.drain import Reading
 from zdu.traffic.shell import ENDING, Shell
+from zdu.traffic.targets import State, Target, count_live, gaps, on_each, require, require_known
 
 #: Seconds between two looks at a destination that is to come back.
 LOOK = 0.2

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from core.errors import CommandFailed
 from zdu.drivers import DispatcherConfig
 from zdu.traffic.asking import Kamailio, every, flat
-from zdu.traffic.dispatcher import State
 from zdu.traffic.held import Seen
 from zdu.traffic.shell import Shell
+from zdu.traffic.targets import State
 
 #: The bit of a destination's flags in the list file that disables it.
 DISABLED = 4

@@ -86,7 +86,7 @@ class BillingEngine:
 
     def run(self) -> None:
         """For ever."""
-        charged = set(self.done.read_text().split()) if self.done.exists() else set()
+        charged = {line.split()[0] for line in self.done.read_text().splitlines()} if self.done.exists() else set()
         self._take(self.lines.new(), charged, first=True)
         for queue in self.queues:
             threading.Thread(target=self._work, args=(queue,), daemon=True).start()
@@ -136,7 +136,7 @@ class BillingEngine:
             )
             self._insist(lambda: ledger.charge(xdr))  # noqa: B023
             with self.guard, self.done.open("a") as done:
-                done.write(f"{call}\n")
+                done.write(f"{call} {time.time()}\n")
                 self.counts["charged"] += 1
                 del self.begun[call]
 

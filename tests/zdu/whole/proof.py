@@ -95,8 +95,9 @@ def migrated(made: Installation) -> dict[str, tuple[bool, bool, bool]]:
 
 
 def last_call(site: Site, before: float) -> float:
-    """When the last call of a site ended before a moment (times of day)."""
-    return max((float(w[4]) for w in site.lines() if w[0] == "end" and float(w[4]) <= before), default=0.0)
+    """When the last call of a site was over and charged before a moment (times of day)."""
+    lines = (site.sip.directory / "charged").read_text().rpartition("\n")[0].splitlines()
+    return max((at for at in (float(line.split()[1]) for line in lines) if at <= before), default=0.0)
 
 
 def late(site: Site) -> int:
