@@ -32,6 +32,9 @@ PATIENCE: Final = {
 }
 _PATIENCE: Final = 60.0
 
+#: Seconds of waiting for a gate that has more patience than that, until somebody is told.
+_TELL: Final = 60.0
+
 #: What is waited for without end, and told when it takes long.
 _ENDLESS: Final = frozenset({GateKind.NO_CALLS})
 
@@ -41,7 +44,7 @@ _UNSURE: Final = (SiteUnreachable, CommandFailed, DatabaseFailed)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How often gates are looked at, and how long. `alert` is called with a line when a drain takes long."""
+    """How often gates are looked at, and how long. `alert` is called with a line when that takes long."""
 
     drain: DrainConfig
     alert: Callable[[str], None] = lambda _: None
@@ -122,7 +125,7 @@ def _await(world: World, step: Step, gate: Gate, when: str, talk: Talk, pace: Pa
     """Until the gate is open. Raises GateNotPassed with what was seen last."""
     began = time.monotonic()
     endless = gate.kind in _ENDLESS
-    alert_at = began + pace.drain.alert_after
+    alert_at = began + (pace.drain.alert_after if endless else _TELL * pace.factor)
     pause = min(pace.interval, pace.drain.interval) if endless else pace.interval
     while True:
         try:
@@ -135,9 +138,9 @@ def _await(world: World, step: Step, gate: Gate, when: str, talk: Talk, pace: Pa
         waited = time.monotonic() - began
         if not endless and waited > pace.patience(gate):
             raise shut(step, gate, seen, when, waited)
-        if endless and time.monotonic() >= alert_at:
+        if time.monotonic() >= alert_at:
             alert_at = time.monotonic() + pace.drain.alert_every
-            pace.alert(f"{seen.found}, after {_minutes(waited)} of waiting; no call is ended")
+            pace.alert(f"{seen.found}, after {_minutes(waited)} of waiting{'; no call is ended' * endless}")
         talk.check()
         time.sleep(pause)
         if not endless:

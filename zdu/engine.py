@@ -22,7 +22,7 @@ from zdu.notify import Notifier
 from zdu.opening import takes_out, window_open
 from zdu.progress import Progress, wants_approval
 from zdu.records import Approve, Leg, Run, RunState, Said, StepState, Word
-from zdu.runbook import Step
+from zdu.runbook import Action, Step
 from zdu.runs import Runs
 from zdu.sites import Sites
 from zdu.standing import back, phase_opened, rebuilt, unexpected
@@ -229,9 +229,10 @@ class Engine:
         return {"state": "done", "error": {}}
 
     def _alert(self, step: Step, text: str) -> None:
-        """A drain takes long: somebody should know. It is waited for all the same."""
+        """A step waits for long: somebody should know. It is waited for all the same."""
         self.tell("alert", step.id, text)
-        self.notifier.tell(NotifyEvent.DRAIN, text, step=step.id)
+        event = NotifyEvent.DRAIN if step.action is Action.DRAIN_WAIT else NotifyEvent.WAITING
+        self.notifier.tell(event, text, step=step.id)
 
     def _ended(self, leg: Leg, step: Step, text: str, evidence: Evidence, error: UpdaterError | None) -> None:
         self.runs.step_ended(

@@ -49,6 +49,7 @@ class NotifyEvent(StrEnum):
     PHASE = "phase"
     APPROVAL = "approval"  # somebody has to approve
     DRAIN = "drain"  # calls that do not end
+    WAITING = "waiting"  # something else that a step waits for does not come
     FAILED = "failed"
     ABORTED = "aborted"
     FINISHED = "finished"
