@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,9 @@ def test_processes_are_started_in_one_place_only() -> None:
             names = set(imported(path.read_text(), path.relative_to(ROOT).parts[:-1]))
             assert "subprocess" not in names, path
             assert "sh" not in names or path == ROOT / "core/run.py", path
+
+
+def test_test_modules_have_names_of_their_own() -> None:
+    """They are imported by their bare names: of two that are called the same, a worker can load only one."""
+    names = sorted(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, after in pairwise(names) if name == after] == []

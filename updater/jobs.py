@@ -28,7 +28,7 @@ VERBS: Final = ("plan", "stage", "activate", "confirm", "rollback", "resume", "a
 FENCE: Final = "fence"
 
 #: Seconds for a started job to begin; the machine may be busy.
-BEGIN: Final = 20.0
+BEGIN: Final = 60.0
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 _GLOBALS: Final = ("--config", "--json", "--debug")

@@ -59,7 +59,7 @@ def commands_of(page: Path) -> list[Command]:
         if line.lstrip().startswith("```"):
             fence = line.lstrip()[3:].strip() if fence is None else None
         elif fence in ("console", "console real-node"):
-            if line.lstrip().startswith("$ "):
+            if line.lstrip().startswith(("$ ", "# ")):  # an operator's prompt, and root's
                 found.append(Command(line=line.lstrip()[2:], where=where, real_node=fence != "console"))
             elif line.strip():
                 found[-1].shown.append(line)

@@ -144,6 +144,19 @@ def test_a_sparse_environment_is_refused(backend: GrubBackend, monkeypatch: pyte
     assert backend.read() == fresh("a")
 
 
+def test_a_write_that_fails_is_no_reason_to_make_the_environment_anew(
+    backend: GrubBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("partitions.boot.grub_environment.overwrite_in_place", fails)
+    with pytest.raises(BootEnvironment) as raised:
+        backend.write(backend.read())
+    assert not any("grub-editenv" in line for line in raised.value.next)
+    assert "what it says now" in raised.value.state
+
+
 def test_nonsense_names_each_fault(backend: GrubBackend) -> None:
     backend.environment.store({"primary": "c", "b_state": "fine"})
     with pytest.raises(BootEnvironment) as caught:
