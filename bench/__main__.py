@@ -1,6 +1,6 @@
 """All measurements, explained as they come; one line per figure at the end: ``figure NAME VALUE UNIT``.
 
-    python -m bench [stage] [carry] [configuration] [migrations]
+    python -m bench [stage] [carry] [configuration] [migrations] [zdu]
 
 Needs root, about 12 GB in /var/tmp while it runs, RAUC, rpm, GNU patch, MariaDB, PostgreSQL and
 percona-toolkit. Everything it makes goes away,
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench import carry, configuration, floor, image, migrations, rauc, startup
+from bench import carry, configuration, floor, image, migrations, rauc, startup, zdu_controller, zdu_plan, zdu_sync
 from bench.devices import loop_device
 from bench.stage import node, stager
 from bench.timing import Figure, Sample, in_turns, said, seconds, table
@@ -92,6 +92,21 @@ def _larger(folder: Path, tree: Path, extent: Extent, private: Path, public: Pat
     return staged["peak"]
 
 
+def measure_zdu(place: Path) -> list[Figure]:
+    """What an upgrade across sites is made of, without a network. ``make zdu`` measures the rest of its figures."""
+    with said("40,000 xDRs of a site that was on its own, posted on one MariaDB"):
+        posted = zdu_sync.measure_sync(place=place)
+    with said("a run of 100 steps whose actions take no time"):
+        overhead = zdu_controller.measure_step_overhead()
+    with said("three plans of 50 sites with 40 servers each"):
+        planned = zdu_plan.measure_plan()
+    return [
+        Figure("sync_xdrs_per_s", posted, "xDRs/s", ">= 5000"),
+        Figure("step_overhead_ms", overhead, "ms", "<= 500"),
+        Figure("plan_50x40_s", planned, "s", "<= 2"),
+    ]
+
+
 def _figures(found: dict[str, Sample], starts: dict[str, Sample], larger: float) -> list[Figure]:
     write, bare = found["stage: write"], starts["bare Typer --help"]
     floors = zip(found["floor: direct write"].values, found["floor: decompression"].values, strict=True)
@@ -118,6 +133,7 @@ PARTS: dict[str, Callable[[Path], list[Figure]]] = {
     "carry": lambda place: carry.measure(carry.Extent(), place),
     "configuration": lambda place: configuration.measure(configuration.Extent(), place),
     "migrations": lambda place: migrations.measure(migrations.Extent(), place),
+    "zdu": measure_zdu,
 }
 
 

@@ -20,7 +20,16 @@ from zdu.runbook import Action, Gate, GateKind, Step
 from zdu.world import Talk, World
 
 #: Actions that are made even where their gates are open: what they make sure of may have changed since they were seen.
-ALWAYS: Final = frozenset({Action.CHECK_NODE, Action.SYNC_LOCK, Action.SYNC_TRANSFER, Action.SYNC_CLOSE, Action.FINISH})
+ALWAYS: Final = frozenset(
+    {
+        Action.CHECK_NODE,
+        Action.SYNC_LOCK,
+        Action.SYNC_TRANSFER,
+        Action.SYNC_CLOSE,
+        Action.VIP_MOVE,  # it is to stay there, too
+        Action.FINISH,
+    }
+)
 
 #: Seconds until a gate counts as one that does not open; nodes have shorter limits of their own for their boots.
 PATIENCE: Final = {

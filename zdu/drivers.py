@@ -106,16 +106,21 @@ class DispatcherConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeConfig:
-    """What proves that a virtual IP answers. `host`: who asks, by the name of a server; empty: the controller."""
+    """What proves that a virtual IP answers. `host`: who asks, by the name of a server; empty: the controller. `every`:
+    seconds between two questions while it moves, to know how long it was silent; 0: it is not asked meanwhile.
+    """
 
     kind: ProbeKind = ProbeKind.SIP
     port: int = 5060
     command: tuple[str, ...] = ()
     host: str = ""
     timeout: float = 2.0
+    every: float = 0.02
 
     def __post_init__(self) -> None:
         faults = _needs_command(self.kind, self.command) + _positive("timeout", self.timeout)
+        if not (self.every == 0 or 0.001 <= self.every <= 1):
+            faults.append("every: must be 0, or from 0.001 to 1")
         if not 1 <= self.port <= 65535:
             faults.append("port: must be from 1 to 65535")
         _raise(faults)
@@ -124,9 +129,9 @@ class ProbeConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VipConfig:
     """A virtual IP of the dispatchers. `address`: with or without the length of its prefix. `track_file`: keepalived's,
-    on each dispatcher; −`weight` in it makes the host give the address away. `command`: the operator's program, called
-    with ``holds`` (exit 0: yes, 1: no), ``give`` or ``take``. `patience`: seconds until a move that does not end is an
-    error.
+    on each dispatcher; −`weight` in it makes the host give the address away, `weight` makes it keep it. `command`: the
+    operator's program, called with ``holds``, ``ready`` (exit 0: yes, 1: no), ``give``, ``take``, ``keep`` or
+    ``join``. `patience`: seconds until a move that does not end is an error.
     """
 
     address: str

@@ -127,7 +127,8 @@ def _vip_move(world: RealWorld, hands: Hands, step: Step, talk: Talk) -> str:
     for each in hands.vips:
         moved = each.move(step.server)
         came = f"from {moved.before} in {1000 * moved.seconds:.0f} ms" if moved.before else "there already"
-        said.append(f"{each.address}: {step.server}, {came}")
+        heard = f"; {moved.silence}" if moved.silence else ""
+        said.append(f"{each.address}: {step.server}, {came}{heard}")
     return "; ".join(said)
 
 
@@ -138,7 +139,7 @@ def _dispatcher_standby(world: RealWorld, hands: Hands, step: Step, talk: Talk) 
 
 
 def _dispatcher_restore(world: RealWorld, hands: Hands, step: Step, talk: Talk) -> str:
-    """It sends where the others send before it may get anything to send."""
+    """It sends where the others send before it may get anything to send. The virtual IP stays where it is."""
     seen = sightings.dispatchers(hands)
     others = [each.sends_to for name, each in seen.items() if name != step.server and each.sends_to and each.serves]
     own = seen[step.server].sends_to
@@ -146,7 +147,7 @@ def _dispatcher_restore(world: RealWorld, hands: Hands, step: Step, talk: Talk) 
         for program in hands.dispatchers_on(step.server):
             program.send_to(others[0])
     for each in hands.vips:
-        next(host for host in each.hosts if host.name == step.server).take()
+        each.admit(step.server)
     return f"{step.server} is in service"
 
 

@@ -52,6 +52,7 @@ class Hands:
         self._check = check
         self._make = line or (lambda name: RemoteShell(name, sites.reach(name)))
         self._shells: dict[str, Shell] = {}
+        self._counted: dict[str, Calls] = {}
         self._guard = threading.Lock()
 
     def watched(self, check: Callable[[], None]) -> Hands:
@@ -94,10 +95,15 @@ class Hands:
         return [vip(config, shells, everywhere) for config in self.sites.dispatchers.vips]
 
     def calls(self, site: Site) -> Calls:
-        """Who counts the calls of a site."""
+        """Who counts the calls of a site: always the same, which knows whom it has asked and got no answer from."""
+        with self._guard:
+            if site.name in self._counted:
+                return self._counted[site.name]
         names = site.calls.hosts or tuple(server.name for server in site.with_role(Role.SIP))
         addresses = {server.name: server.address for server in site.servers}
-        return calls(site.name, site.calls, [self.shell(name) for name in names], addresses)
+        made = calls(site.name, site.calls, [self.shell(name) for name in names], addresses)
+        with self._guard:
+            return self._counted.setdefault(site.name, made)
 
     def replica(self, site: Site) -> Replica:
         """The replica of a secondary site."""
@@ -154,10 +160,8 @@ class Hands:
                 state="nothing was changed",
                 next=f"describe standalone.delta of {site.name}",
             )
-        binlog = Binlog.SERVER
-        if config.delta.engine is Engine.MARIADB:  # the domain that sessions know, or nothing in the log at all
-            binlog = Binlog.DOMAIN if config.gtid_domain == 7 else Binlog.OFF
-        return Session(config.delta, binlog=binlog)
+        binlog = Binlog.DOMAIN if config.delta.engine is Engine.MARIADB else Binlog.SERVER
+        return Session(config.delta, binlog=binlog, domain=config.gtid_domain)
 
     def replica_ledger(self, site: Site) -> Session:
         """The replica of the ledger on a site, which is only read."""

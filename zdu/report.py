@@ -114,11 +114,15 @@ def as_html(records: Records) -> str:
         f'<p class="outcome {_e(run.state)}">{_e(outcome(records))}</p>',
         _facts(records),
         _section("Calls on each site", areas(records.samples), "Live calls, counted by the sites themselves."),
-        _section("Servers", timeline(_bars(records)), "Each bar is a step on that server or site."),
+        _section("Servers", timeline(_bars(records)), "Each bar is a step there; the pointer on it tells which."),
         _section(
-            "Replication", curves(records.samples, "lag"), "Seconds that replicas were behind; a gap: it stood still."
+            "Replication",
+            curves(records.samples, "lag", "seconds behind"),
+            "Seconds that replicas were behind; a gap: it stood still.",
         ),
-        _section("Delta", curves(records.samples, "delta"), "Call records that only the delta database had."),
+        _section(
+            "Delta", curves(records.samples, "delta", "call records"), "Call records that only the delta database had."
+        ),
         _table(
             "Moves of the virtual IP",
             ("time", "step", "what was seen"),
@@ -155,7 +159,7 @@ def _facts(records: Records) -> str:
 
 
 def _bars(records: Records) -> list[tuple[str, str, str, str, str]]:
-    """Row, begin, end, kind, and what it says: bars of the timeline, servers first seen first."""
+    """Row, begin, end, kind, and what it says: bars of the timeline, dispatchers first, then site by site."""
     made = []
     for record in records.steps:
         step = records.step_of(record)
@@ -163,8 +167,9 @@ def _bars(records: Records) -> list[tuple[str, str, str, str, str]]:
             continue
         where = step.server or (f"site {step.site}" if step.site else "dispatchers")
         kind = "failed" if record.state is StepState.FAILED else str(step.action)
-        made.append((where, record.began, record.ended or record.began, kind, f"{record.step}: {record.text}"))
-    return made
+        bar = (where, record.began, record.ended or record.began, kind, f"{record.step}: {record.text}")
+        made.append(((step.site, step.server), bar))
+    return [bar for _, bar in sorted(made)]
 
 
 def _vip_moves(records: Records) -> list[StepRecord]:
@@ -249,18 +254,29 @@ def _e(text: object) -> str:
 
 _PAGE: Final = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <style>
-body {{ font: 15px/1.45 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #1d2530 }}
+:root {{ color-scheme: light dark; --ink: #1d2530; --paper: #fff; --box: #f3f4f6; --note: #5a6472; --bad: #c8372d }}
+@media (prefers-color-scheme: dark) {{
+:root {{ --ink: #dfe5ec; --paper: #14181d; --box: #222931; --note: #a3adba; --bad: #ff7b6e }} }}
+@media print {{
+:root {{ color-scheme: light; --ink: #000; --paper: #fff; --box: #f3f4f6; --note: #444; --bad: #a61e15 }} }}
+body {{ font: 15px/1.45 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem }}
+body {{ color: var(--ink); background: var(--paper) }}
 h1 {{ font-size: 1.6rem }} h2 {{ margin-top: 2.2rem; font-size: 1.2rem }} h3 {{ font-size: 1rem; margin-bottom: .3rem }}
-.outcome {{ font-size: 1.2rem; padding: .8rem 1rem; border-left: .4rem solid #888; background: #f3f4f6 }}
+.outcome {{ font-size: 1.2rem; padding: .8rem 1rem; border-left: .4rem solid #888; background: var(--box) }}
 .outcome.done {{ border-color: #2a9d5c }} .outcome.aborted {{ border-color: #d9a520 }}
 .outcome.stopped {{ border-color: #c8372d }}
-.note {{ color: #667; margin: .2rem 0 }} .error {{ color: #c8372d }}
+.note {{ color: var(--note); margin: .2rem 0 }} .error {{ color: var(--bad) }}
 table {{ border-collapse: collapse; font-size: .9rem }} td, th {{ text-align: left; padding: .15rem .8rem .15rem 0 }}
-td, th {{ vertical-align: top }} details {{ margin: .15rem 0 }} details.failed summary {{ color: #c8372d }}
+td, th {{ vertical-align: top }} details {{ margin: .15rem 0 }} details.failed summary {{ color: var(--bad) }}
 summary {{ cursor: pointer }} svg {{ width: 100%; height: auto; font: 11px system-ui, sans-serif }}
-@media print {{ body {{ margin: 0 }} }}
+svg text {{ fill: currentColor }}
+@media print {{
+body {{ margin: 0; max-width: none; font-size: 11px }} h2, h3 {{ break-after: avoid }}
+svg, tr, summary, .outcome {{ break-inside: avoid; print-color-adjust: exact; -webkit-print-color-adjust: exact }}
+}}
 </style></head><body>
 {body}
 </body></html>

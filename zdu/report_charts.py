@@ -1,4 +1,6 @@
-"""The drawings of a report, as inline SVG: calls of sites as areas, curves, a timeline. Text in, text out."""
+"""The drawings of a report, as inline SVG: calls of sites as areas, curves, a timeline. Text in, text out. Colours of
+text and lines are those of the page, so that they can be read on paper, and on a dark screen.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,16 @@ _WIDTH: Final = 960
 _LEFT: Final = 110
 _COLOURS: Final = ("#3b6fb6", "#e08a2e", "#4c9f70", "#8d5fb0", "#b6503b", "#5b8c8c")
 _KINDS: Final = {
-    "stage-node": "#9db8d9",
-    "check-node": "#c9d3df",
-    "activate-node": "#e08a2e",
-    "confirm-node": "#eab676",
-    "rollback-node": "#b6503b",
-    "drain-wait": "#8d5fb0",
-    "vip-move": "#4c9f70",
-    "failed": "#c8372d",
+    "check-node": ("#b4c0ce", "checked"),
+    "stage-node": ("#7f9fc9", "staged"),
+    "activate-node": ("#e08a2e", "boots the release"),
+    "confirm-node": ("#eab676", "confirmed"),
+    "rollback-node": ("#b6503b", "boots the old slot"),
+    "drain-wait": ("#8d5fb0", "calls end"),
+    "vip-move": ("#4c9f70", "virtual IP moves"),
+    "failed": ("#c8372d", "failed"),
 }
+_OTHER: Final = ("#7d8896", "anything else")
 #: Points of a curve at most: more cannot be seen.
 _POINTS: Final = 600
 
@@ -43,10 +46,10 @@ def areas(samples: Sequence[Sample], height: int = 220) -> str:
         colour = _COLOURS[number % len(_COLOURS)]
         shapes.append(f'<polygon points="{" ".join(there + back)}" fill="{colour}" fill-opacity="0.75"/>')
         below = above
-    return _svg(shapes, height, scale, top, names)
+    return _svg(shapes, height, scale, top, names, "calls")
 
 
-def curves(samples: Sequence[Sample], what: str, height: int = 140) -> str:
+def curves(samples: Sequence[Sample], what: str, unit: str, height: int = 140) -> str:
     """The lag or the delta of each site over time; where it could not be read, the curve is broken."""
     taken = _thinned([sample for sample in samples if getattr(sample, what)])
     names = sorted({name for sample in taken for name in getattr(sample, what)})
@@ -69,7 +72,7 @@ def curves(samples: Sequence[Sample], what: str, height: int = 140) -> str:
             for piece in pieces
             if piece
         ]
-    return _svg(shapes, height, scale, top, names)
+    return _svg(shapes, height, scale, top, names, unit)
 
 
 def timeline(bars: Sequence[tuple[str, str, str, str, str]]) -> str:
@@ -79,18 +82,24 @@ def timeline(bars: Sequence[tuple[str, str, str, str, str]]) -> str:
     rows = list(dict.fromkeys(bar[0] for bar in bars))
     scale = _Scale([moment for bar in bars for moment in bar[1:3]])
     height = 20 * len(rows)
+    kinds = dict.fromkeys(_KINDS.get(bar[3], _OTHER) for bar in bars)
     shapes = [
         f'<text x="{_LEFT - 8}" y="{20 * number + 14}" text-anchor="end">{escape(row)}</text>'
         for number, row in enumerate(rows)
     ]
     for row, began, ended, kind, text in bars:
         left, right = scale.x(began), scale.x(ended)
-        colour = _KINDS.get(kind, "#7d8896")
+        colour, _ = _KINDS.get(kind, _OTHER)
         shapes.append(
             f'<rect x="{left:.1f}" y="{20 * rows.index(row) + 3}" width="{max(2.0, right - left):.1f}" height="14" '
             f'fill="{colour}"><title>{escape(text)}</title></rect>'
         )
-    return _frame(shapes, height, scale)
+    known = [each for each in (*_KINDS.values(), _OTHER) if each in kinds]
+    for number, (colour, name) in enumerate(known):
+        x, y = _LEFT + 165 * (number % 5), height + 28 + 16 * (number // 5)
+        shapes.append(f'<rect x="{x}" y="{y}" width="10" height="10" fill="{colour}"/>')
+        shapes.append(f'<text x="{x + 14}" y="{y + 9}">{escape(name)}</text>')
+    return _frame(shapes, height, scale, "Steps on each server and site over time", below=24 + 16 * (len(known) // 6))
 
 
 class _Scale:
@@ -115,24 +124,36 @@ class _Scale:
         return found
 
 
-def _svg(shapes: list[str], height: int, scale: _Scale, top: float, names: Sequence[str]) -> str:
+def _svg(shapes: list[str], height: int, scale: _Scale, top: float, names: Sequence[str], unit: str) -> str:
     for part in (0.0, 0.5, 1.0):
         y = _y(part * top, top, height)
-        shapes.append(f'<line x1="{_LEFT}" x2="{_WIDTH - 10}" y1="{y:.1f}" y2="{y:.1f}" stroke="#0002"/>')
-        shapes.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{part * top:g}</text>')
+        shapes.append(
+            f'<line x1="{_LEFT}" x2="{_WIDTH - 10}" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor" '
+            'stroke-opacity="0.25"/>'
+        )
+        told = f"{part * top:,.{0 if top >= 10 else 1}f}"
+        shapes.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{told}</text>')
+    middle = (height + 20) / 2
+    turned = f'text-anchor="middle" transform="rotate(-90 30 {middle:.1f})"'
+    shapes.append(f'<text x="30" y="{middle:.1f}" {turned}>{escape(unit)}</text>')
     for number, name in enumerate(names):
         x = _LEFT + 10 + 90 * number
         colour = _COLOURS[number % len(_COLOURS)]
         shapes.append(f'<rect x="{x}" y="2" width="10" height="10" fill="{colour}"/>')
         shapes.append(f'<text x="{x + 14}" y="11">{escape(name)}</text>')
-    return _frame(shapes, height, scale)
+    return _frame(shapes, height, scale, f"{unit} over time: {', '.join(names)}")
 
 
-def _frame(shapes: list[str], height: int, scale: _Scale) -> str:
-    for place, name in scale.marks():
-        shapes.append(f'<text x="{place:.1f}" y="{height + 14}" text-anchor="middle">{name}</text>')
+def _frame(shapes: list[str], height: int, scale: _Scale, title: str, below: int = 0) -> str:
+    marks = scale.marks()
+    for number, (place, name) in enumerate(marks):
+        anchor = "start" if not number else "end" if number == len(marks) - 1 else "middle"
+        shapes.append(
+            f'<line x1="{place:.1f}" x2="{place:.1f}" y1="{height}" y2="{height + 4}" stroke="currentColor"/>'
+            f'<text x="{place:.1f}" y="{height + 16}" text-anchor="{anchor}">{name}</text>'
+        )
     body = "".join(shapes)
-    return f'<svg viewBox="0 0 {_WIDTH} {height + 20}" role="img">{body}</svg>'
+    return f'<svg viewBox="0 0 {_WIDTH} {height + 20 + below}" role="img"><title>{escape(title)}</title>{body}</svg>'
 
 
 def _y(value: float, top: float, height: int) -> float:

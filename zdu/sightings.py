@@ -14,7 +14,7 @@ from zdu.ledgers import Books, books_of
 from zdu.records import Sample
 from zdu.runbook import Gate, GateKind
 from zdu.sites import Site, SiteKind
-from zdu.traffic.drain import Drain, judge
+from zdu.traffic.drain import Drain, Reading, judge
 from zdu.traffic.targets import State, Target
 
 T = TypeVar("T")
@@ -98,19 +98,29 @@ def _empty(hands: Hands, site: Site) -> SiteFacts:
     config = hands.sites.drain
     counter = hands.calls(site)
     drain = Drain(since=time.monotonic())
-    while True:
-        own = counter.read()
-        cross = [reading for each in hands.dispatchers for reading in each.live(site.name)] if own.count == 0 else []
-        drain, verdict = judge(drain, config, own, cross, _explained(hands) if cross else {})
-        if verdict.open or not drain.zeros:
-            problems = () if verdict.open else (verdict.text,)
-            return SiteFacts(calls=own.count, empty=verdict.open, problems=problems)
-        time.sleep(max(0.0, own.at + config.interval - time.monotonic()))
+    with ThreadPoolExecutor(max_workers=1 + len(hands.dispatchers)) as pool:
+        while True:
+            own = counter.read()
+            cross, explained = _cross_check(hands, site, pool) if own.count == 0 else ([], {})
+            drain, verdict = judge(drain, config, own, cross, explained)
+            if verdict.open or not drain.zeros:
+                problems = () if verdict.open else (verdict.text,)
+                return SiteFacts(calls=own.count, empty=verdict.open, problems=problems)
+            time.sleep(max(0.0, own.at + config.interval - time.monotonic()))
+
+
+def _cross_check(hands: Hands, site: Site, pool: ThreadPoolExecutor) -> tuple[list[Reading], dict[str, str]]:
+    """What the dispatchers count at a site, and whose count proves nothing, asked at the same time: a gate should open
+    soon.
+    """
+    explained = pool.submit(_explained, hands)
+    live = pool.map(lambda each: each.live(site.name), hands.dispatchers)
+    return [reading for readings in live for reading in readings], explained.result()
 
 
 def _explained(hands: Hands) -> dict[str, str]:
     """A dispatcher that gave the virtual IP away sees no call end any more: its count proves nothing."""
-    holders = {name for each in hands.vips for name in _tried(each.holders) or ()}
+    holders = {name for each in hands.vips for name in _tried(each.holders) or ()}  # not known: everybody's counts
     return {
         server.name: "it does not hold the virtual IP"
         for server in hands.sites.dispatchers.servers

@@ -131,7 +131,7 @@ def words(sites: Sites, stand_in: str, action: Action, move: Move, server: str =
         case Action.DISPATCHER_STANDBY:
             return f"{who} leaves the pair; the other one holds the virtual IP"
         case Action.DISPATCHER_RESTORE:
-            return f"{who} sends calls where the others send them, and could take the virtual IP"
+            return f"{who} sends calls where the others send them, and is ready for the virtual IP, which stays"
         case Action.VERIFY_SITE:
             return f"health checks of {site}{'' if site == main else ', and its replica follows'}"
         case Action.MAINTENANCE_LEAVE:

@@ -40,6 +40,7 @@ class Reached:
     reopened: dict[str, None] = field(default_factory=dict)
     touched: dict[str, dict[str, None]] = field(default_factory=dict)  # site ("": dispatchers) → servers switched
     aside: dict[str, None] = field(default_factory=dict)  # dispatchers that left the pair
+    booting: dict[str, None] = field(default_factory=dict)  # dispatchers switched and not confirmed
     vip_moved: bool = False
 
     def note(self, step: Step, *, done: bool = True) -> None:
@@ -61,6 +62,10 @@ class Reached:
                 self.reopened[step.site] = None
             case Action.ACTIVATE_NODE:
                 self.touched.setdefault(step.site, {})[step.server] = None
+                if not step.site:
+                    self.booting[step.server] = None
+            case Action.CONFIRM_NODE if done:
+                self.booting.pop(step.server, None)
             case Action.DISPATCHER_STANDBY:
                 self.aside[step.server] = None
             case Action.VIP_MOVE:
@@ -75,12 +80,13 @@ class Reached:
     def shape(self) -> tuple[object, ...]:
         """The same while the way back is the same but for the number of servers."""
         flags = (self.dispatched, self.alone, self.held, self.main_closed, self.main_reopened, self.locked)
-        many = (tuple(self.closed), tuple(self.reopened), tuple(self.touched), tuple(self.aside))
-        return (*flags, self.balanced, self.vip_moved, *many, tuple(self.touched.get("", ())))
+        many = (self.closed, self.reopened, self.touched, self.aside, self.booting)
+        return (*flags, self.balanced, self.vip_moved, *(tuple(each) for each in many), tuple(self.touched.get("", ())))
 
     def copy(self) -> Reached:
         """One that goes on by itself."""
         own = replace(self, closed=dict(self.closed), reopened=dict(self.reopened), aside=dict(self.aside))
+        own.booting = dict(self.booting)
         own.touched = {site: dict(servers) for site, servers in self.touched.items()}
         return own
 
@@ -95,6 +101,7 @@ def no_way_back(ends: Ends, reached: Reached) -> str:
 def way_back(sites: Sites, ends: Ends, reached: Reached) -> list[PhaseMoves]:
     """The moves, in phases. Only where `no_way_back` has nothing to say."""
     parts = [
+        ("the dispatcher that was under way returns to {start}", _leave_booting_dispatcher(sites, ends, reached)),
         ("secondary sites return to {start}", _leave_secondaries(sites, ends, reached)),
         ("{stand_in} stands alone again, {main} is emptied", _empty_main_again(sites, ends, reached)),
         ("{main} returns to {start}", _leave_main(sites, ends, reached)),
@@ -161,6 +168,13 @@ def _leave_main(sites: Sites, ends: Ends, reached: Reached) -> Groups:
         yield (Move(action=Action.VERIFY_SITE, site=reached.main),)
 
 
+def _leave_booting_dispatcher(sites: Sites, ends: Ends, reached: Reached) -> Groups:
+    """It may be between its two slots, and no more servers than allowed are to restart together: it goes first."""
+    names = [server.name for server in sites.dispatchers.servers]
+    for name in reached.booting:
+        yield from dispatcher_moves(names, name, _rollback(ends, "", [name]))
+
+
 def _leave_dispatchers(sites: Sites, ends: Ends, reached: Reached) -> Groups:
     """At most one is out of service, the one that was begun last: it is put into service again, or goes back first."""
     names = [server.name for server in sites.dispatchers.servers]
@@ -174,7 +188,8 @@ def _leave_dispatchers(sites: Sites, ends: Ends, reached: Reached) -> Groups:
         if name not in touched:
             yield (Move(action=Action.DISPATCHER_RESTORE, servers=(name,)),)
     for name in reversed(touched):
-        yield from dispatcher_moves(names, name, _rollback(ends, "", [name]))
+        if name not in reached.booting:
+            yield from dispatcher_moves(names, name, _rollback(ends, "", [name]))
     if reached.vip_moved:
         yield (Move(action=Action.VIP_MOVE, servers=(names[0],)),)
 
@@ -222,4 +237,5 @@ def _each(action: Action, names: Iterable[str]) -> tuple[Move, ...]:
 
 
 def _rollback(ends: Ends, site: str, servers: Iterable[str]) -> Move:
-    return Move(action=Action.ROLLBACK_NODE, site=site, servers=tuple(servers), release=ends.start)
+    """Those that were switched last go first: some of them may be booting still, and so many at a time are allowed."""
+    return Move(action=Action.ROLLBACK_NODE, site=site, servers=tuple(servers)[::-1], release=ends.start)

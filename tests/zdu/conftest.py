@@ -9,11 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from core import faults
 from core.sql import Connection, Database, Engine
 from migrations.scratch import make_template, scratch_server
 from tests.zdu.ledgerlab import World
+
+#: How fast an example runs says something of the machine only: it is shared with servers, calls and other tests.
+settings.register_profile("zdu", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("zdu")
 
 
 @pytest.fixture(scope="session")

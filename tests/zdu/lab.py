@@ -300,7 +300,7 @@ def remove(name: str) -> None:
     shutil.rmtree(HOME / name, ignore_errors=True)
 
 
-def until(true: Callable[[], Any], what: str, timeout: float = 10, every: float = 0.02) -> Any:
+def until(true: Callable[[], Any], what: str, timeout: float = 30, every: float = 0.02) -> Any:
     """Poll until it is true, and return what it said; AssertionError with `what` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not (said := true()):

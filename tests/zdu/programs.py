@@ -40,7 +40,16 @@ def ahead() -> tuple[str, ...]:
     """What puts a program ahead of all else that this machine does meanwhile, as on a machine of its own; nothing where
     that is not allowed.
     """
-    words = ("chrt", "--rr", "5")
+    return _prefix("5")
+
+
+def favoured() -> tuple[str, ...]:
+    """As `ahead`, but behind those: for what has to keep up with the calls, and does not carry them."""
+    return _prefix("3")
+
+
+def _prefix(priority: str) -> tuple[str, ...]:
+    words = ("chrt", "--rr", priority)
     return words if subprocess.run([*words, "true"], capture_output=True).returncode == 0 else ()
 
 
@@ -222,7 +231,7 @@ class Pulse:
             while not self._end.is_set():
                 now = time.monotonic()
                 said = options(address, 5060).replace("@HERE@", own)
-                said = said.replace("CSeq: 1 ", f"CSeq: {int(now * 1e6) % 2**31} ").replace("updater@", f"{now!r}@")
+                said = said.replace("@NUMBER@", str(int(now * 1e6) % 2**31)).replace("updater@", f"{now!r}@")
                 with suppress(OSError):  # nobody has the address at the moment
                     asking.send(said.encode())
                 with suppress(BlockingIOError, ConnectionError):
@@ -336,7 +345,12 @@ class Network:
 
     def registers_at(self) -> str:
         """The address of the call server that a registration through the virtual IP comes to."""
-        said = options(VIP, 5060).replace("OPTIONS", "REGISTER").replace("@HERE@", f"{self.caller.address}:5070")
+        said = (
+            options(VIP, 5060)
+            .replace("OPTIONS", "REGISTER")
+            .replace("@NUMBER@", "1")
+            .replace("@HERE@", f"{self.caller.address}:5070")
+        )
         with self.caller.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
             asking.settimeout(5)
             asking.bind((self.caller.address, 5070))

@@ -6,8 +6,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 
-from world import Harm, World
-
+from tests.zdu.world import Harm, World
 from zdu.gates import judge
 from zdu.progress import Progress, next_steps, way_back_from
 from zdu.records import StepState

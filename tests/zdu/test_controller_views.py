@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tests.zdu import controllerlab as lab
 from updater.cli import zdu as cli
 from updater.cli import zdu_common as common
 from updater.cli.context import settings
-from zdu import watch
+from zdu import screens, watch
 from zdu.lease import take
 from zdu.overview import SiteRow, overview
 from zdu.records import Approve, RunState, Word
@@ -64,7 +65,7 @@ def tables(acme: Acme) -> Iterator[Tables]:
 
 def test_status_of_a_run_that_stopped(acme: Acme, tables: Tables) -> None:
     view = overview(tables, acme.sites, acme.stopped)
-    text = watch.text(view)
+    text = screens.text(view)
     assert "MR95-1 → MR96-1" in text and "phase 4 of 9" in text
     assert re.search(r"site A  main .* maintenance .*a-02 activate failed", text)
     assert re.search(r"site B .* stand-alone", text)
@@ -80,13 +81,13 @@ def test_status_of_a_run_that_is_done(acme: Acme, tables: Tables) -> None:
     view = overview(tables, acme.sites, acme.done)
     assert view.run.state is RunState.DONE and not view.way_back and not view.under_way
     assert all(word == "✓ MR96-1" for site in view.sites for word in site.nodes.values())
-    assert "left" not in watch.text(view)
+    assert "left" not in screens.text(view)
 
 
 def test_many_servers_are_counted() -> None:
     nodes = {f"a-{number:02}": "staged" if number % 2 else "" for number in range(40)}
     row = SiteRow(name="A", kind="main", calls=None, state="in service", nodes=nodes, lag=None, delta=None)
-    assert watch._site_line(row).endswith("20 as before  20 staged")
+    assert screens._site_line(row).replace("\u00a0", " ").endswith("20 as before  20 staged")
 
 
 def test_a_controller_that_died_is_told(acme: Acme, tables: Tables) -> None:
@@ -95,7 +96,7 @@ def test_a_controller_that_died_is_told(acme: Acme, tables: Tables) -> None:
         run = Runs(tables).run(acme.stopped.id)
         assert run is not None
         view = overview(tables, acme.sites, run)
-        assert view.stale and "updater zdu resume" in watch.text(view)
+        assert view.stale and "updater zdu resume" in screens.text(view)
     finally:
         tables.work(lambda db: db.execute("UPDATE zdu_runs SET state = 'stopped' WHERE id = %s", (acme.stopped.id,)))
 
@@ -118,8 +119,36 @@ def test_the_live_picture_can_be_drawn(acme: Acme, tables: Tables) -> None:
 
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     view = overview(tables, acme.sites, acme.stopped)
-    console.print(watch._picture(view, Runs(tables).events(acme.stopped.id)[-5:], ""))
+    console.print(watch._picture(view, Runs(tables).events(acme.stopped.id), "", (120, 40)))
     assert "[q]uit" in console.export_text()
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (200, 50), (60, 20)])
+@pytest.mark.parametrize("which", ["done", "stopped"])
+def test_nothing_is_lost_on_a_small_screen(acme: Acme, tables: Tables, which: str, width: int, height: int) -> None:
+    view = overview(tables, acme.sites, getattr(acme, which))
+    recent = Runs(tables).events(getattr(acme, which).id)
+    lines = [line for line, _ in screens.picture(view, recent, "", (width, height))]
+    assert max(map(len, lines)) <= width and lines[-1].startswith("[p]ause")
+    if width >= 80:
+        assert len(lines) <= height - 1, "\n".join(lines)
+    plain, folded = (sorted(made.split()) for made in (screens.text(view), screens.text(view, width)))
+    assert plain == folded, "every word is there"
+    for server in acme.sites.servers:
+        assert any(f"{server} " in line for line in lines), server
+
+
+def test_what_waits_for_somebody_says_what_to_do(acme: Acme, tables: Tables) -> None:
+    view = overview(tables, acme.sites, acme.stopped)
+    assert "STOPPED in phase 4 of 9" in screens.text(view) and " next: " not in screens.text(view)
+    silent = replace(view, leg=replace(view.leg, error={"message": "it failed"}))
+    assert "→ updater zdu resume" in screens.text(silent) and "→ updater zdu abort" in screens.text(silent)
+    for state, word in ((RunState.PAUSED, "resume"), (RunState.WAITING, "approve 4")):
+        run = replace(view.run, state=state, waits_for="4" if state is RunState.WAITING else "", text="")
+        said = screens.text(replace(view, run=run))
+        assert f"{str(state).upper()} in phase 4" in said and f"→ updater zdu {word}" in said
+    old = replace(view, sampled="2026-01-01T00:00:00+00:00", run=replace(view.run, state=RunState.RUNNING))
+    assert "calls, lag and delta are those of" in screens.text(old)
 
 
 class Page(HTMLParser):
@@ -148,6 +177,13 @@ def test_the_report_needs_nothing_else(acme: Acme, tables: Tables, which: str) -
     assert not re.search(r"""(src|href|url)\s*[=(]""", page) and "http:" not in page and "https:" not in page
     assert "<script>" not in page and "<b>.bundle" not in page
     assert parsed.tags.count("svg") >= 2 and "default-src 'none'" in page
+    drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    for drawing in drawings:
+        assert re.search(r'role="img"><title>[^<]+</title>', drawing), "read out by what reads pages out"
+        assert len(re.findall(r">\d\d:\d\d:\d\d<", drawing)) == 6, "the axis of time has labels"
+    assert ">calls</text>" in drawings[0], "the other axis says what it counts"
+    assert "prefers-color-scheme: dark" in page and "@media print" in page
+    assert not re.search(r"""(fill|stroke)="(#000|black|#0002)""", "".join(drawings)), "can be seen on a dark screen"
     assert parsed.tags.count("details") == len(records.steps)
     json.dumps(as_json(records))
 

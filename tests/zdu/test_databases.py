@@ -19,13 +19,17 @@ from core.run import run
 from core.sql import Connection, Engine, Reason, SqlError
 from migrations.scratch import scratch_server
 from tests.zdu.replicalab import Pair, options, pair, user
+from tests.zdu.sitelab import installation, site
 from tests.zdu.sshlab import until
 from zdu import gtid
 from zdu.consistency import Match, compare
 from zdu.databases import CommandReplica
 from zdu.drivers import StandaloneConfig, StandaloneKind
+from zdu.hands import Hands
 from zdu.mariadb import MariaReplica, refuse_two_writable, writable
 from zdu.reseed import INFO, follow, position_of
+from zdu.sites import SiteKind
+from zdu.standalone.schema import install_delta
 from zdu.traffic.shell import LocalShell
 
 real = pytest.mark.skipif(
@@ -73,6 +77,24 @@ def test_stand_alone_and_back(both: Pair) -> None:
     assert both.value(both.here, "SELECT SUM(amount) FROM delta.adjustments") == Decimal("1.7000")
     found = compare(both.main.database, both.here.database)
     assert {each.table: each.match for each in found} == {"scratch.accounts": Match.SAME, "scratch.xdrs": Match.SAME}
+
+
+@real
+def test_a_delta_in_another_domain(both: Pair) -> None:
+    """What the sites file says is what the ledger's connections do, and what the replica's driver knows of."""
+    here, main = both.here.database, both.main.database
+    alone = StandaloneConfig(command=("stand-alone",), delta=replace(here, database="delta"), gtid_domain=23)
+    b = site("B", SiteKind.SECONDARY, database=here, standalone=alone)
+    sites = installation(sites=(site("A", SiteKind.MAIN, database=main, billing=None), b))
+    hands = Hands(sites, 1)
+    assert hands.replica(b).hold()
+    both.on_replica("SET SESSION gtid_domain_id = 23", "CREATE DATABASE delta")
+    with hands.delta_ledger(b) as delta:
+        install_delta(delta)
+        assert delta.one("SELECT @@SESSION.gtid_domain_id, @@SESSION.sql_log_bin") == (23, 1)
+    assert "23-2-" in str(both.value(both.here, "SELECT @@gtid_binlog_pos"))
+    assert hands.replica(b).status().own_writes == ()
+    assert hands.replica(b).join().startswith("the replica of B follows")
 
 
 @real

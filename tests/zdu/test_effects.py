@@ -23,6 +23,7 @@ from tests.zdu.sitelab import installation, site
 from zdu.controller import Controller
 from zdu.drivers import ProbeConfig, ProbeKind, StandaloneConfig, StandaloneKind, SwitchConfig, VipConfig, VipKind
 from zdu.effects import RealWorld
+from zdu.gates import judge
 from zdu.hands import Hands
 from zdu.limits import DrainConfig
 from zdu.records import Approve, Run, RunState
@@ -35,6 +36,7 @@ from zdu.standalone.main import MainLedger
 from zdu.standalone.session import Session
 from zdu.survey import dry_run, refuse, releases
 from zdu.tables import Tables
+from zdu.world import Talk
 
 pytestmark = pytest.mark.xdist_group("controller")
 
@@ -51,7 +53,9 @@ class Played:
         self.state = {"A": "open", "B": "open", "alone": "normal", "billing": "standby", "held": "no"}
         self.sends_to: dict[str, tuple[str, ...]] = {"d1": ("A", "B"), "d2": ("A", "B")}
         self.gave: set[str] = set()
-        self.vip = "d1"
+        self.keeps = ""
+        self.vip = "d1"  # which is preferred
+        self.moves: list[tuple[str, str]] = []  # of the virtual IP: who got it, and what made it move
         self.calls = {"A": 0, "B": 0}
         self.jobs: dict[str, dict[str, Any]] = {}
         self.down: set[str] = set()
@@ -106,13 +110,18 @@ class Played:
         raise AssertionError(argv)
 
     def _vip(self, name: str, verb: str) -> int:
+        if verb in ("give", "take", "join") and self.keeps == name:
+            self.keeps = ""
         if verb == "give":
             self.gave.add(name)
-        if verb == "take":
+        if verb in ("take", "keep", "join"):
             self.gave.discard(name)
+        if verb == "keep":
+            self.keeps = name
         free = [each for each in ("d1", "d2") if each not in self.gave]
-        if self.vip in self.gave and free:
+        if free and self.keeps != self.vip != free[0]:
             self.vip = free[0]
+            self.moves.append((self.vip, f"{name} {verb}"))
         return {"holds": int(self.vip != name), "ready": int(name in self.gave)}.get(verb, 0)
 
     def _node(self, name: str, words: list[str]) -> tuple[int, str]:
@@ -240,7 +249,9 @@ def test_a_whole_run_through_the_drivers(acme: Installation) -> None:
     assert ended.run.state is RunState.DONE
     assert set(acme.played.runs.values()) == {"MR96-1"}
     assert acme.played.state == {"A": "open", "B": "open", "alone": "normal", "billing": "standby", "held": "no"}
-    assert set(acme.played.sends_to.values()) == {("A", "B")} and acme.played.vip == "d1" and not acme.played.gave
+    assert set(acme.played.sends_to.values()) == {("A", "B")} and acme.played.vip == "d1"
+    assert not acme.played.gave and not acme.played.keeps, "as without an upgrade"
+    assert acme.played.moves == [("d2", "d1 give"), ("d1", "d2 give")], "by the steps that move it, and no other"
     assert set(acme.played.fences) == {1}
     with Session(acme.books["main"]) as main:
         account = MainLedger(main).account("ada")
@@ -292,6 +303,63 @@ def test_what_stands_against_a_run_is_told_at_once(acme: Installation) -> None:
     assert caught.value.state == "nothing was touched"
 
 
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        ("replica", "its replica runs: no"),
+        ("aside", "d2 stands by"),
+        ("mixed", "b-03 runs MR94-1"),
+        ("silent", "how maintenance stands"),
+    ],
+)
+def test_what_is_not_in_its_ordinary_course_stands_against_a_run(acme: Installation, broken: str, told: str) -> None:
+    """Replication that is broken already, a dispatcher left aside, a server on another release, half of a site."""
+    played = acme.played
+    if broken == "replica":
+        played.state["held"] = "yes"
+    elif broken == "aside":
+        played.gave.add("d2")
+    elif broken == "mixed":
+        played.runs["b-03"] = "MR94-1"
+    else:
+        played.state["B"] = ""
+    with pytest.raises(NotReady) as caught:
+        refuse(dry_run(acme.world(), acme.runbook, lambda _: None))
+    assert told in "\n".join(caught.value.what) and caught.value.state == "nothing was touched"
+    assert not played.jobs and not played.moves
+
+
+def test_restoring_a_dispatcher_that_is_preferred_does_not_move_the_address(acme: Installation) -> None:
+    """Whatever was done before: only vip-move moves it, and only to a dispatcher that is ready."""
+    steps = {step.id: step for step in acme.runbook.steps}
+    world, played = acme.world(), acme.played
+    for name in ("5/vip-move/d2", "5/dispatcher-standby/d1", "5/dispatcher-restore/d1"):
+        world.act(steps[name], lab_talk())
+    assert played.moves == [("d2", "d1 give")] and played.keeps == "d2" and not played.gave
+    (need,) = steps["5/vip-move/d1"].needs
+    played.gave.add("d1")
+    assert not judge(need, world.look(need)).open, "d1 stands by"
+    played.gave.clear()
+    assert judge(need, world.look(need)).open
+    world.act(steps["5/vip-move/d1"], lab_talk())
+    assert played.vip == "d1" and not played.gave and not played.keeps
+
+
+def lab_talk() -> Talk:
+    """A step's way to a controller that wants nothing."""
+
+    class Quiet:
+        job, fence = "job", 1
+
+        def check(self) -> None:
+            pass
+
+        def note(self, text: str) -> None:
+            pass
+
+    return Quiet()
+
+
 def test_a_switch_that_does_not_say_how_it_stands(acme: Installation) -> None:
     acme.played.state["A"] = "perhaps"
     with pytest.raises(CommandFailed, match="how maintenance stands"):
@@ -310,6 +378,25 @@ def test_a_sample_never_fails(acme: Installation) -> None:
     acme.played.down.add("b-03")
     sample = acme.world().sample()
     assert sample.calls == {"A": 3, "B": None} and sample.lag == {"B": 0.0}
+
+
+def test_a_source_that_hangs_is_known_to_everybody_who_counts(acme: Installation) -> None:
+    """However often a gate is looked at: no second question before the first one was answered."""
+    hands, site = acme.world().hands, acme.sites.main
+    release, asked = threading.Event(), list[str]()
+
+    def hang(name: str, argv: Sequence[str]) -> tuple[int, str]:
+        asked.append(name)
+        release.wait(10)
+        return 0, "0"
+
+    acme.played.answer = hang  # type: ignore[method-assign]
+    acme.played.guard = threading.Lock()  # type: ignore[assignment]
+    for _ in range(3):
+        counted = hands.calls(replace(site, calls=replace(site.calls, timeout=0.05)))
+        assert counted.read().count is None
+    assert len(asked) == 1
+    release.set()
 
 
 def test_leaving_is_noticed_before_a_server_is_asked(acme: Installation) -> None:

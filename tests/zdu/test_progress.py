@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from sitelab import installation, wish
 
 from core.errors import RollbackRefused, WrongState
 from core.release import Release
+from tests.zdu.sitelab import installation, wish
 from zdu.limits import LimitsConfig
 from zdu.planning import plan
 from zdu.progress import Progress, check_approval, next_steps, wants_approval, way_back_from

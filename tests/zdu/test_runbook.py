@@ -10,13 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from sitelab import NEW, OLD, database, installation, site, wish
 
 from core.errors import ZduRefused
 from core.release import Policy, Release
 from core.schema import structure
+from tests.zdu.sitelab import NEW, OLD, database, installation, site, wish
 from zdu.limits import ControllerConfig, ExpectConfig, LimitsConfig, Role, WindowConfig
 from zdu.planning import plan, plan_back
 from zdu.runbook import Action, Runbook
@@ -229,6 +229,8 @@ def test_a_window_that_is_long_enough_will_do() -> None:
 
 
 @settings(max_examples=40, deadline=None)
+@example(secondaries=1, servers=4, parallel=1, waves=1, done=set(), cut=0.5, half=True)  # a server that still boots
+@example(secondaries=1, servers=7, parallel=1, waves=1, done={0, 1, 7, 8, 9, 10}, cut=0.71875, half=True)  # so does d2
 @given(
     secondaries=st.integers(1, 4),
     servers=st.integers(4, 8),

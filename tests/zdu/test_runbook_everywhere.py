@@ -7,12 +7,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from rehearsal import Rehearsal, in_service
-from sitelab import NEW, OLD, installation, wish
-from world import ACCOUNTS, World
 
 from core.errors import RollbackRefused
 from core.release import Release
+from tests.zdu.rehearsal import Rehearsal, in_service
+from tests.zdu.sitelab import NEW, OLD, installation, wish
+from tests.zdu.world import ACCOUNTS, World
 from zdu.limits import LimitsConfig
 from zdu.planning import plan
 from zdu.sites import Sites

@@ -7,12 +7,12 @@ from __future__ import annotations
 from hypothesis import HealthCheck, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from rehearsal import Rehearsal, in_service
-from sitelab import NEW, installation, wish
-from world import ACCOUNTS, World
 
 from core.errors import RollbackRefused, ZduRefused
 from core.release import Release
+from tests.zdu.rehearsal import Rehearsal, in_service
+from tests.zdu.sitelab import NEW, installation, wish
+from tests.zdu.world import ACCOUNTS, World
 from zdu.limits import LimitsConfig, Role
 from zdu.planning import plan
 from zdu.runbook import Action

@@ -74,6 +74,9 @@ class MemoryHost:
         everything = [name for names in SITES.values() for name in names]
         return {name: Seen(state=state(name), off_at_start=name in self.start) for name in everything}
 
+    def live(self, destination: str) -> int | None:
+        return self.see()[destination].live
+
     def hold(self, destination: str) -> None:
         self.running.add(destination)
 

@@ -62,7 +62,6 @@ def test_the_virtual_ip_moves_under_traffic(network: Network) -> None:
             moved = address.move(to)
         gaps.append(pulse.gap_ms())
         assert (moved.to, moved.before, address.holder()) == (to, before, to)
-    address.restore()
     outcome = caller.outcome()
     assert outcome.perfect, outcome
     assert outcome.made == caller.calls

@@ -47,13 +47,28 @@ def test_it_moves_and_stays(network: Network) -> None:
     moved = address.move("d2")
     assert (moved.to, moved.before) == ("d2", "d1")
     assert (d1.holds(VIP), d2.holds(VIP)) == (False, True)
-    assert address.move("d2").before == "", "it is there already"
+    assert moved.silence is not None and moved.silence.asked > moved.silence.lost, moved
+    assert moved.silence.seconds < 1, moved
+    print(moved.silence)
+    again = address.move("d2")
+    assert (again.before, again.silence) == ("", None), "it is there already"
     d1.process.stop()
     d1.start()  # stands by after a restart too, though it has the higher priority
     until(lambda: "BACKUP STATE" in d1.process.said(3), "keepalived runs again")
     assert_stays(address, "d2")
-    address.restore()
-    until(lambda: address.holders() == ["d1"], "as without an upgrade: the higher priority has it")
+    assert [keeper.track.read_text() for keeper in (d1, d2)] == ["-100\n", "100\n"]
+    address.admit("d1")
+    assert_stays(address, "d2")
+    assert address.hosts[0].ready(), "it could have it, and leaves it where it is"
+    d2.process.stop()
+    until(lambda: address.holders() == ["d1"], "it takes over when the other one fails")
+    d2.start()
+    until(lambda: address.holders() == ["d2"], "which keeps it until it is moved")
+    assert address.move("d1").before == "d2"
+    assert [keeper.track.read_text() for keeper in (d1, d2)] == ["0\n", "0\n"], "as without an upgrade"
+    assert_stays(address, "d1")
+    address.admit("d2")
+    assert_stays(address, "d1")
 
 
 def assert_stays(address: Vip, name: str) -> None:
@@ -69,7 +84,7 @@ def test_a_move_that_fails_leaves_it_where_it_was(network: Network) -> None:
         address.move("d2")
     assert caught.value.what == ("held by d1",)
     assert caught.value.state == "held by d1"
-    assert address.check() == []
+    assert address.asking.ask(VIP) == ""
 
 
 def test_a_host_that_does_not_answer_gives_it_back(network: Network) -> None:
@@ -79,7 +94,7 @@ def test_a_host_that_does_not_answer_gives_it_back(network: Network) -> None:
         address.move("d2")
     assert "no answer on caller" in caught.value.what[0]
     assert caught.value.state == "held by d1"
-    assert address.check() == [], "d1 has it and answers"
+    assert address.asking.ask(VIP) == "", "d1 has it and answers"
     network.dispatchers[1].restart()
     network.dispatchers[1].ready(2)
     assert address.move("d2").to == "d2", "when it is mended, it can be repeated"
@@ -91,7 +106,7 @@ def test_a_move_to_the_host_that_stood_by_fails_and_comes_back(network: Network)
     network.dispatchers[0].process.stop()
     with pytest.raises(GateNotPassed, match="did not move from d2 to d1"):
         address.move("d1")
-    assert address.check() == []
+    assert address.asking.ask(VIP) == ""
     assert address.holder() == "d2"
 
 
@@ -137,7 +152,7 @@ class Killed(BaseException):
     """The controller dies."""
 
 
-@pytest.mark.parametrize("point", ["vip:taken", "vip:given"])
+@pytest.mark.parametrize("point", ["vip:taken", "vip:given", "vip:moved"])
 def test_the_controller_may_die_in_the_middle(network: Network, point: str) -> None:
     def die(name: str) -> None:
         if name == point:
@@ -149,9 +164,27 @@ def test_the_controller_may_die_in_the_middle(network: Network, point: str) -> N
         network.vip().move("d2")
     until(lambda: len(network.vip().holders()) == 1, "one of them has it")
     network.vip().move("d2")
-    assert network.vip().check() == []
+    assert network.vip().asking.ask(VIP) == ""
     network.vip().move("d1")
     assert network.vip().holder() == "d1"
+
+
+def test_the_controller_may_die_while_a_dispatcher_comes_back(network: Network) -> None:
+    def die(name: str) -> None:
+        if name == "vip:kept":
+            faults.arm(None)
+            raise Killed
+
+    address = network.vip()
+    address.move("d2")
+    faults.arm(die)
+    with pytest.raises(Killed):
+        address.admit("d1")
+    assert_stays(address, "d2")
+    assert not address.hosts[0].ready()
+    address.admit("d1")
+    assert_stays(address, "d2")
+    assert address.hosts[0].ready()
 
 
 def test_the_holder_dies_while_it_moves(network: Network) -> None:
@@ -194,8 +227,13 @@ SCRIPT = """#!/bin/sh
 set -e
 case $1 in
     holds) ip -4 addr show dev eth0 | grep -q 'inet 10.9.0.20/' ;;
-    give) ip addr del 10.9.0.20/24 dev eth0 2>/dev/null || true ;;
+    ready) test ! -e $0.aside ;;
+    give)
+        touch $0.aside
+        ip addr del 10.9.0.20/24 dev eth0 2>/dev/null || true ;;
+    keep | join) rm -f $0.aside ;;
     take)
+        rm -f $0.aside
         ip addr replace 10.9.0.20/24 dev eth0
         # Whoever knows another machine by this address is told.
         python3 -c '
@@ -230,12 +268,29 @@ def test_a_program_of_the_operator() -> None:
         assert address.holders() == []
         address.hosts[0].take()
         assert address.holder() == "d1"
-        assert address.move("d2").before == "d1"
+        moved = address.move("d2")
+        assert moved.before == "d1" and moved.silence is not None, moved
+        print(moved.silence)
+        assert [host.ready() for host in address.hosts] == [False, True]
+        address.admit("d1")
+        assert [host.ready() for host in address.hosts] == [True, True] and address.holder() == "d2"
         assert address.move("d1").before == "d2"
+        assert [host.ready() for host in address.hosts] == [True, True]
         (hosts[0].directory / "address").write_text("#!/bin/sh\necho broken >&2\nexit 3\n")
         with pytest.raises(CommandFailed, match="address holds fails on d1 with exit code 3") as caught:
             address.move("d2")
         assert caught.value.what == ("broken",)
+
+
+def test_what_is_not_well_in_the_ordinary_course_of_things(network: Network) -> None:
+    """A dispatcher that was left aside, and one that is preferred though the sites file names it second."""
+    address, keeper = network.vip(), network.keepers[1]
+    keeper.track.write_text("-100\n")
+    assert address.check() == ["d2 stands by: after the upgrade before, or by somebody's hand"]
+    keeper.track.write_text("100\n")
+    until(lambda: address.holders() == ["d2"], "it is preferred")
+    (said,) = address.check()
+    assert "d2 is preferred" in said
 
 
 def replace_patience(network: Network, seconds: float) -> Vip:

@@ -20,8 +20,11 @@ def status(sites: SitesFile = None, name: RunName = "") -> None:
 
     Example: updater zdu status --json
     """
+    import shutil
+    import sys
+
     from zdu.overview import overview
-    from zdu.watch import text
+    from zdu.screens import text
 
     where = common.load(sites)
     with common.tables_of(where) as tables:
@@ -29,7 +32,7 @@ def status(sites: SitesFile = None, name: RunName = "") -> None:
     if settings.json:
         print_json(view.as_json())
     else:
-        print(text(view))
+        print(text(view, shutil.get_terminal_size().columns if sys.stdout.isatty() else 0))
 
 
 def watch(sites: SitesFile = None, name: RunName = "", who: Who = "") -> None:

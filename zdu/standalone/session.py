@@ -37,17 +37,19 @@ class Binlog(StrEnum):
     """
 
     SERVER = "server"  # as the server is set
-    DOMAIN = "domain"  # in GTID domain 7; needs BINLOG REPLAY
+    DOMAIN = "domain"  # in a GTID domain of its own; needs BINLOG REPLAY
     OFF = "off"  # not at all; needs BINLOG ADMIN
 
 
-_BINLOG: Final = {Binlog.DOMAIN: "SET SESSION gtid_domain_id = 7", Binlog.OFF: "SET SESSION sql_log_bin = 0"}
+#: The GTID domain of a delta, unless the sites file says otherwise.
+DOMAIN: Final = 7
 
 
 class Session:
     """One database, for one thread; it connects when first used, and again when the connection is lost.
 
     `patience`: seconds during which what may pass is tried again. `read_only`: the server refuses writes of ours.
+    `domain`: of `Binlog.DOMAIN`; the engines of a site and the sites file (`standalone.gtid_domain`) have to agree.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Session:
         database: Database,
         *,
         binlog: Binlog = Binlog.SERVER,
+        domain: int = DOMAIN,
         read_only: bool = False,
         patience: float = 5.0,
     ) -> None:
@@ -63,6 +66,7 @@ class Session:
         self.database = database
         self.patience = patience
         self._binlog = binlog
+        self._domain = domain
         self._read_only = read_only
         self._connection: Connection | None = None
         self.is_mariadb = database.engine is Engine.MARIADB
@@ -204,8 +208,10 @@ class Session:
         yield "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"
         if self._read_only:
             yield "SET SESSION TRANSACTION READ ONLY"
-        if self._binlog in _BINLOG:
-            yield _BINLOG[self._binlog]
+        if self._binlog is Binlog.DOMAIN:
+            yield f"SET SESSION gtid_domain_id = {self._domain:d}"
+        elif self._binlog is Binlog.OFF:
+            yield "SET SESSION sql_log_bin = 0"
 
 
 def parts(rows: Sequence[T], size: int = ROWS) -> Iterable[Sequence[T]]:

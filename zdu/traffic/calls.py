@@ -39,11 +39,16 @@ class Calls:
         self.counters = counters
         self.timeout = timeout
         self._under_way: dict[str, threading.Thread] = {}
+        self._turn = threading.Lock()
 
     def read(self) -> Reading:
         """The sum; None when one of them does not tell, or is still busy with an earlier question. Raises only what
-        ends all work (`zdu.traffic.shell.ENDING`).
+        ends all work (`zdu.traffic.shell.ENDING`). Threads that read together do it in turn.
         """
+        with self._turn:
+            return self._read()
+
+    def _read(self) -> Reading:
         at = time.monotonic()
         said: dict[str, int | str | UpdaterError] = {}
         for counter in self.counters:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from core.errors import CommandFailed, UpdaterError
 from core.schema import SchemaError, structure
 from zdu.drivers import DispatcherConfig, DispatcherKind
 from zdu.traffic.drain import Reading
 from zdu.traffic.shell import ENDING, Shell
-from zdu.traffic.targets import Dispatcher, State, Target, count_live, on_each, require, require_known
+from zdu.traffic.targets import Dispatcher, State, Target, count_live, from_all, on_each, require, require_known
 
 
 def dispatcher(config: DispatcherConfig, shells: Sequence[Shell]) -> Dispatcher:
@@ -75,13 +74,16 @@ class CommandDispatcher:
 
     def targets(self) -> list[Target]:
         """All destinations on all hosts."""
-        return [target for shell in self.shells for target in self._targets(shell)]
+        return from_all(self.shells, self._targets)
 
     def live(self, site: str) -> list[Reading]:
         """What the program says in ``live``."""
-        return [
-            reading for shell in self.shells for reading in count_live(shell.name, site, partial(self._targets, shell))
-        ]
+        return from_all(
+            self.shells,
+            lambda shell: count_live(
+                shell.name, lambda: [target.live for target in self._targets(shell) if target.site == site]
+            ),
+        )
 
     def send_to(self, sites: Sequence[str]) -> list[Target]:
         """Tell it everywhere, and ask it everywhere."""

@@ -52,6 +52,9 @@ class HaproxyHost:
                 found[name] = Seen(state=state, off_at_start=off, live=int(live) if live.isdigit() else None)
         return found
 
+    def live(self, destination: str) -> None:
+        """Sessions of web traffic are no calls: a client may keep one open for ever."""
+
     def hold(self, destination: str) -> None:
         """State drain."""
         self._set(destination, "drain")

@@ -11,15 +11,14 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 from core import faults
 from core.errors import CommandFailed, GateNotPassed, UpdaterError, ZduRefused
-from zdu.drivers import DispatcherConfig, DispatcherKind
+from zdu.drivers import DispatcherConfig
 from zdu.traffic.drain import Reading
 from zdu.traffic.shell import ENDING, Shell
-from zdu.traffic.targets import State, Target, count_live, gaps, on_each, require, require_known
+from zdu.traffic.targets import State, Target, count_live, from_all, gaps, on_each, require, require_known
 
 #: Seconds between two looks at a destination that is to come back.
 LOOK = 0.2
@@ -47,6 +46,9 @@ class Host(Protocol):
 
     def see(self) -> dict[str, Seen]:
         """Its destinations, those of no site included. Raises CommandFailed when it does not tell."""
+
+    def live(self, destination: str) -> int | None:
+        """Calls that go through this host to it now; None where they are not counted."""
 
     def hold(self, destination: str) -> None:
         """Nothing new to it, as long as the program runs."""
@@ -84,13 +86,12 @@ class HeldDispatcher:
 
     def targets(self) -> list[Target]:
         """All destinations on all hosts."""
-        return [target for host in self.hosts for target in self._targets(host)]
+        return from_all(self.hosts, self._targets)
 
     def live(self, site: str) -> list[Reading]:
-        """Dialogs. Sessions of web traffic are no calls: a client may keep one open for ever."""
-        if self.config.kind is not DispatcherKind.KAMAILIO or not self.config.profile:
-            return []
-        return [reading for host in self.hosts for reading in count_live(host.name, site, partial(self._targets, host))]
+        """What each host counts at the destinations of the site."""
+        names = self.config.destinations(site)
+        return from_all(self.hosts, lambda host: count_live(host.name, lambda: [host.live(name) for name in names]))
 
     def send_to(self, sites: Sequence[str]) -> list[Target]:
         """Let go those of `sites` that we hold, see that each host can send to each site, then hold the others."""

@@ -52,9 +52,15 @@ class KamailioHost:
                 next="kamcmd dispatcher.reload    if the file is right",
             )
         return {
-            uri: Seen(state=state, off_at_start=bool(flags[uri] & DISABLED), live=self._live(uri))
+            uri: Seen(state=state, off_at_start=bool(flags[uri] & DISABLED), live=self.live(uri))
             for uri, state in running.items()
         }
+
+    def live(self, destination: str) -> int | None:
+        """Its dialogs, where the configuration puts them into a profile."""
+        if not self.config.profile:
+            return None
+        return int(self.rpc.call("dlg.profile_get_size", self.config.profile, destination))
 
     def hold(self, destination: str) -> None:
         """State d."""
@@ -70,12 +76,6 @@ class KamailioHost:
 
     def _read(self) -> str:
         return self.shell.read(self.list).decode(errors="surrogateescape")
-
-    def _live(self, uri: str) -> int | None:
-        """Dialogs of the destination, where the configuration puts them into a profile."""
-        if not self.config.profile:
-            return None
-        return int(self.rpc.call("dlg.profile_get_size", self.config.profile, uri))
 
 
 def list_flags(text: str, group: int) -> dict[str, int]:

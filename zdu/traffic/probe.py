@@ -10,6 +10,7 @@ from core.errors import UpdaterError
 from zdu.drivers import ProbeConfig, ProbeKind
 from zdu.traffic.asking import ask
 from zdu.traffic.shell import ENDING, LocalShell, Shell
+from zdu.traffic.silence import Listener
 from zdu.traffic.talk import talk
 
 
@@ -18,6 +19,9 @@ class Probe(Protocol):
 
     def ask(self, address: str) -> str:
         """Empty when it answers; else what is wrong, in a line. Takes no longer than its time limit."""
+
+    def listen(self, address: str) -> Listener | None:
+        """Ask it one question after the other from now on, to know how long it was silent; None: it cannot."""
 
 
 def probe(config: ProbeConfig, shells: Mapping[str, Shell]) -> Probe:
@@ -56,6 +60,14 @@ class SocketProbe:
             return f"{address} port {self.config.port} does not speak SIP: {answer[:60]!r}"
         return ""
 
+    def listen(self, address: str) -> Listener | None:
+        """Ask as often as `every` says."""
+        if not self.config.every:
+            return None
+        sip = self.config.kind is ProbeKind.SIP
+        said = options(address, self.config.port) if sip else ""
+        return Listener(self.shell, "udp" if sip else "tcp", address, self.config.port, said, self.config.every)
+
 
 class CommandProbe:
     """The operator's program, with the address as its last argument: exit code 0 is an answer."""
@@ -76,9 +88,13 @@ class CommandProbe:
         last = lines[-1][:200] if lines else ""
         return "" if result.code == 0 else f"{self.config.command[0]} exits with {result.code}: {last}"
 
+    def listen(self, address: str) -> Listener | None:
+        """What a program needs for an answer is not known, so nothing is known of a silence either."""
+        return None
+
 
 def options(address: str, port: int) -> str:
-    """A SIP OPTIONS request that asks whether somebody is there; ``@HERE@`` is filled in by who sends it."""
+    """A SIP OPTIONS request that asks whether somebody is there; who sends it fills in ``@HERE@`` and ``@NUMBER@``."""
     name = f"[{address}]" if ":" in address else address
     token = os.urandom(8).hex()
     return "\r\n".join(
@@ -88,7 +104,7 @@ def options(address: str, port: int) -> str:
             f"From: <sip:updater@@HERE@>;tag={token}",
             f"To: <sip:{name}:{port}>",
             f"Call-ID: {token}",
-            "CSeq: 1 OPTIONS",
+            "CSeq: @NUMBER@ OPTIONS",
             "Max-Forwards: 70",
             "Content-Length: 0",
             "",

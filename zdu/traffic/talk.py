@@ -44,7 +44,7 @@ def talk(way: str, where: str, said: bytes, timeout: float) -> bytes:
             asking.connect(address)
             own = asking.getsockname()
             name = f"[{own[0]}]:{own[1]}" if ":" in own[0] else f"{own[0]}:{own[1]}"
-            asking.send(said.replace(b"@HERE@", name.encode()))
+            asking.send(said.replace(b"@HERE@", name.encode()).replace(b"@NUMBER@", b"1"))
             return asking.recv(65535)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM if way == "stream" else socket.SOCK_DGRAM) as asking:
         asking.settimeout(timeout)

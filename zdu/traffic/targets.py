@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, TypeVar
@@ -67,11 +68,13 @@ class Dispatcher(Protocol):
         """As it was before the first `send_to`. Raises as `send_to` does."""
 
 
-def count_live(host: str, site: str, targets: Callable[[], Sequence[Target]]) -> list[Reading]:
-    """The calls of a site that one host counts, as a list of one; empty where it has no counter."""
+def count_live(host: str, counts: Callable[[], Sequence[int | None]]) -> list[Reading]:
+    """The calls of a site that one host counts, `counts` at each of its destinations, as a list of one; empty where it
+    has no counter.
+    """
     at = time.monotonic()
     try:
-        found = [target.live for target in targets() if target.site == site]
+        found = counts()
     except ENDING:
         raise
     except UpdaterError as error:
@@ -129,6 +132,13 @@ class Named(Protocol):
 
 
 H = TypeVar("H", bound=Named)
+T = TypeVar("T")
+
+
+def from_all(hosts: Sequence[H], ask: Callable[[H], Sequence[T]]) -> list[T]:
+    """What all hosts answer, asked at the same time. Raises the error of the first one that does not."""
+    with ThreadPoolExecutor(max_workers=max(1, len(hosts))) as pool:
+        return [one for found in pool.map(ask, hosts) for one in found]
 
 
 def on_each(hosts: Sequence[H], act: Callable[[H], object], doing: str) -> None:

@@ -4,17 +4,20 @@ answers.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 from core import faults
-from core.errors import CommandFailed, GateNotPassed, UpdaterError, ZduRefused
+from core.errors import GateNotPassed, UpdaterError, ZduRefused
 from zdu.drivers import VipConfig, VipKind
 from zdu.traffic.probe import Probe, probe
 from zdu.traffic.shell import ENDING, Shell
+from zdu.traffic.silence import Silence
+from zdu.traffic.targets import from_all
+from zdu.traffic.vip_hosts import CommandVipHost, KeepalivedHost
 
 #: Seconds between two looks while it moves.
 LOOK = 0.02
@@ -23,12 +26,14 @@ LOOK = 0.02
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moved:
     """A move that ended well. `before`: who held it; empty when `to` held it already. `seconds`: until it was there,
-    gone elsewhere, and answering (not the gap: the old holder keeps it until the new one has it).
+    gone elsewhere, and answering (not the gap: the old holder keeps it until the new one has it). `silence`: what was
+    heard from it meanwhile; None: that is not known, or nothing moved.
     """
 
     to: str
     before: str
     seconds: float
+    silence: Silence | None = None
 
 
 class VipHost(Protocol):
@@ -45,7 +50,13 @@ class VipHost(Protocol):
         """Stand by: leave it to the other host, now and after a restart. Goes on holding it where there is none."""
 
     def take(self) -> None:
-        """Be ready to hold it."""
+        """Be the one that gets it as soon as its holder gives it."""
+
+    def keep(self) -> None:
+        """As the one that holds it: go on holding it, although a host that is preferred stands by no longer."""
+
+    def join(self) -> None:
+        """Stand by no longer, and leave the address where it is: its holder was told to `keep` it, or is preferred."""
 
     def ready(self) -> bool:
         """Could it hold the address: does it not stand by? Raises CommandFailed when that cannot be told."""
@@ -62,7 +73,7 @@ class Vip:
 
     def holders(self) -> list[str]:
         """Names of the hosts that have it now: one, when all is well. Raises the error of a host that does not tell."""
-        return [host.name for host in self.hosts if host.holds()]
+        return from_all(self.hosts, lambda host: [host.name] if host.holds() else [])
 
     def holder(self) -> str:
         """The one that holds it. Raises GateNotPassed when it is none or more than one, with what to do."""
@@ -72,34 +83,39 @@ class Vip:
         raise self._wrong_number(held)
 
     def check(self) -> list[str]:
-        """What is not well with it now, one line each. Changes nothing."""
+        """What is not well with it in the ordinary course of things, one line each. Changes nothing."""
         try:
-            self.holder()
+            holder = self.holder()
+            aside = [host.name for host in self.hosts if not host.ready()]
         except ENDING:
             raise
         except UpdaterError as error:
             return ["; ".join((error.message, *error.what))]
+        wrong = [f"{name} stands by: after the upgrade before, or by somebody's hand" for name in aside]
+        if self.config.kind is VipKind.KEEPALIVED and holder != self.hosts[0].name and not aside:
+            wrong.append(f"{holder} is preferred: the sites file has to name it first among the dispatchers")
         said = self.asking.ask(self.address)
-        return [said] if said else []
+        return [*wrong, said] if said else wrong
 
     def move(self, to: str) -> Moved:
-        """Have `to` hold it and all others stand by, and see it answer there. Safe to repeat.
+        """Have `to` hold it, and see it answer there. Safe to repeat. The others stand by; where `to` is the usual one,
+        they are ready again at the end, as without an upgrade.
 
         Raises ZduRefused, or GateNotPassed when none or several hold it (nothing was changed); GateNotPassed when it
         does not come, or does not answer there: then the one that held it holds it again, and `to` stands by.
         """
-        began = time.monotonic()
         if to not in [host.name for host in self.hosts]:
             raise ZduRefused(f"{self.address} cannot move to {to}", what="it is none of its hosts", state=_UNCHANGED)
         before = self.holder()
         target = next(host for host in self.hosts if host.name == to)
-        others = [host for host in self.hosts if host is not target]
-        target.take()
-        faults.point("vip:taken")
-        for host in others:
-            host.give()
-        faults.point("vip:given")
-        wrong = self._wait(to)
+        if before == to:
+            wrong, seconds, silence = self._wait(to), 0.0, None
+        else:
+            listener = self.asking.listen(self.address)
+            with listener or nullcontext():
+                began, wrong = time.monotonic(), self._change(target)
+                seconds = time.monotonic() - began
+            silence = listener.silence if listener else None
         if wrong and before != to:
             self._back(before, target)
             raise GateNotPassed(
@@ -115,12 +131,37 @@ class Vip:
                 state=self._where(),
                 next=[f"see that the dispatcher on {to} is well", "then resume"],
             )
-        return Moved(to=to, before="" if before == to else before, seconds=time.monotonic() - began)
+        self._settle(target)
+        return Moved(to=to, before="" if before == to else before, seconds=seconds, silence=silence)
 
-    def restore(self) -> None:
-        """No host stands by any more: they settle among themselves who holds it, as without an upgrade."""
+    def admit(self, name: str) -> None:
+        """Have a host that stood by be ready to hold it, in case that the one that holds it fails. It does not move."""
         for host in self.hosts:
-            host.take()
+            if host.name != name and host.holds():
+                host.keep()
+        faults.point("vip:kept")
+        next(host for host in self.hosts if host.name == name).join()
+
+    def _change(self, target: VipHost) -> list[str]:
+        """Have it move; what is wrong in the end."""
+        target.take()
+        faults.point("vip:taken")
+        for host in self.hosts:
+            if host is not target:
+                host.give()
+        faults.point("vip:given")
+        return self._wait(target.name)
+
+    def _settle(self, target: VipHost) -> None:
+        """At the usual host: as without an upgrade. Elsewhere: it stays, also when the usual host becomes ready."""
+        faults.point("vip:moved")
+        if target is not self.hosts[0]:
+            target.keep()
+            return
+        target.take()
+        for host in self.hosts:
+            if host is not target:
+                host.join()
 
     def _wait(self, to: str) -> list[str]:
         """Until it has moved; what is wrong when the time is over. An answer must come soon after it is there."""
@@ -189,82 +230,3 @@ def vip(config: VipConfig, shells: Sequence[Shell], everywhere: Mapping[str, She
     of_host = KeepalivedHost if config.kind is VipKind.KEEPALIVED else CommandVipHost
     asking = probe(config.probe, everywhere or {shell.name: shell for shell in shells})
     return Vip(config, [of_host(config, shell) for shell in shells], asking)
-
-
-class KeepalivedHost:
-    """keepalived with a track file: −`weight` in it lowers the host's priority below the other one's, so that one takes
-    the address over, and only then this one lets it go. A stopped or killed keepalived is no way to move it.
-    """
-
-    def __init__(self, config: VipConfig, shell: Shell) -> None:
-        self.config = config
-        self.shell = shell
-        self.name = shell.name
-        self.address = config.address.partition("/")[0]
-
-    def holds(self) -> bool:
-        """Is the address on an interface (`interface`, if it is given)?"""
-        only = ["dev", self.config.interface] if self.config.interface else []
-        result = self.shell.run(["ip", "-json", "addr", "show", *only], timeout=self.config.patience)
-        try:
-            links = json.loads(result.stdout)
-            return any(a.get("local") == self.address for link in links for a in link.get("addr_info", ()))
-        except (ValueError, AttributeError, TypeError) as error:
-            raise CommandFailed(
-                f"the addresses of {self.name} are not known", what=(result.stderr or result.stdout).strip()[:300]
-            ) from error
-
-    def give(self) -> None:
-        """−weight."""
-        self._write(-self.config.weight)
-
-    def take(self) -> None:
-        """0."""
-        self._write(0)
-
-    def ready(self) -> bool:
-        """Is the number not negative? Without a file nobody has asked it to stand by."""
-        if not self.shell.exists(self.config.track_file):
-            return True
-        said = self.shell.read(self.config.track_file).decode(errors="replace").strip()
-        try:
-            return int(said or "0") >= 0
-        except ValueError as error:
-            raise CommandFailed(f"{self.config.track_file} on {self.name} holds no number", what=said[:60]) from error
-
-    def _write(self, value: int) -> None:
-        self.shell.write(self.config.track_file, f"{value}\n".encode())
-
-
-class CommandVipHost:
-    """The operator's program on each host: ``holds``, ``ready`` (exit code 0: yes, 1: no), ``give``, ``take``."""
-
-    def __init__(self, config: VipConfig, shell: Shell) -> None:
-        self.config = config
-        self.shell = shell
-        self.name = shell.name
-
-    def holds(self) -> bool:
-        """Ask it."""
-        return self._run("holds", (0, 1)) == 0
-
-    def give(self) -> None:
-        """Tell it."""
-        self._run("give", (0,))
-
-    def take(self) -> None:
-        """Tell it."""
-        self._run("take", (0,))
-
-    def ready(self) -> bool:
-        """Ask it."""
-        return self._run("ready", (0, 1)) == 0
-
-    def _run(self, verb: str, good: tuple[int, ...]) -> int:
-        result = self.shell.run([*self.config.command, verb], timeout=self.config.patience)
-        if result.code not in good:
-            raise CommandFailed(
-                f"{' '.join([*self.config.command, verb])} fails on {self.name} with exit code {result.code}",
-                what=(result.stderr or result.stdout).strip().splitlines()[-3:],
-            )
-        return result.code

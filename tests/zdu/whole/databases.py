@@ -15,6 +15,7 @@ from core.run import run
 from core.sql import Connection, Database, Engine, SqlError
 from migrations.scratch import program
 from tests.zdu.lab import HOME, OWN, Host, until
+from tests.zdu.programs import favoured
 from tests.zdu.replicalab import options, point_at
 from tests.zdu.whole.charging import account_of
 from tests.zdu.whole.services import keep
@@ -69,7 +70,16 @@ class Server:
         places = {"datadir": "data", "socket": "s", "pid-file": "pid", "init-file": "init.sql", "tmpdir": ""}
         files = [f"--{key}={OWN / 'db' / name}" for key, name in places.items()]
         listens = ("--port=3306", f"--bind-address={self.host.address}")
-        argv = [program(Engine.MARIADB), "--no-defaults", "--user=mysql", *files, *_SMALL, *listens, *options(number)]
+        argv = [
+            *favoured(),
+            program(Engine.MARIADB),
+            "--no-defaults",
+            "--user=mysql",
+            *files,
+            *_SMALL,
+            *listens,
+            *options(number),
+        ]
         keep(self.host, "mariadb", [*argv, *extra])
 
     def answers(self) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 from core.sql import Engine
 from migrations.scratch import make_template
 from tests.zdu.lab import OWN, Host, Lab, Process, until
-from tests.zdu.programs import HERE, VIP, Kamailio, Keepalived, ahead
+from tests.zdu.programs import HERE, VIP, Kamailio, Keepalived, ahead, favoured
 from tests.zdu.whole import databases
 from tests.zdu.whole.services import agent, keep, node, program, python, sshd, updater
 
@@ -158,7 +158,7 @@ class Installation:
 
 
 @contextmanager
-def installation(logs: Path | None = None, *, accounts: int = 100, workers: int = 4) -> Iterator[Installation]:
+def installation(logs: Path | None = None, *, accounts: int = 100, workers: int = 12) -> Iterator[Installation]:
     """Everything up, and in service on the old release. `logs`: where what was written is copied to at the end."""
     with make_template(Engine.MARIADB) as template, Lab(logs) as lab:
         depot = lab.directory / "depot"
@@ -251,7 +251,7 @@ def _call_server(site: Site, a: Site, b: Site, accounts: int, workers: int) -> N
         "port": 8080,
     }
     (host.directory / "charging.json").write_text(json.dumps(config))
-    keep(host, "billing", python("tests.zdu.whole.charging", OWN / "charging.json"))
+    keep(host, "billing", [*favoured(), *python("tests.zdu.whole.charging", OWN / "charging.json")])
     program(host, "switch", _SWITCH)
     for name, word in (("maintenance", "open"), ("standalone", "normal"), ("billing", "standby")):
         (host.directory / f"state-{name}").write_text(f"{word}\n")
@@ -363,5 +363,5 @@ targets = [
 address = "{VIP}/24"
 interface = "eth0"
 track_file = "{OWN}/vip"
-probe = {{ kind = "sip", port = 5060 }}
+probe = {{ kind = "sip", port = 5060, every = 0.005 }}
 """

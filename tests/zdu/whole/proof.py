@@ -100,6 +100,14 @@ def last_call(site: Site, before: float) -> float:
     return max((at for at in (float(line.split()[1]) for line in lines) if at <= before), default=0.0)
 
 
+def slowest_charge(site: Site) -> float:
+    """The longest time from the end of a call until it was charged, in seconds."""
+    lines = (site.sip.directory / "charged").read_text().rpartition("\n")[0].splitlines()
+    charged = {call: float(at) for call, at in (line.split() for line in lines)}
+    ends = {words[1]: float(words[4]) for words in site.lines() if words[0] == "end"}
+    return max((charged[call] - at for call, at in ends.items() if call in charged), default=0.0)
+
+
 def late(site: Site) -> int:
     """Calls that came to a site while it was closed, apart from those that were on their way then (a second)."""
     history = site.sip.directory / "state-maintenance.history"
@@ -116,18 +124,24 @@ def late(site: Site) -> int:
 
 @dataclass
 class Gaps:
-    """How long nobody answered on the virtual IP, at each move of it: when it is told to move, and when a dispatcher
-    that is preferred comes back. Give `seen` to the controller.
+    """How long nobody answered on the virtual IP, at each move of it. `elsewhere`: steps in which it moved although
+    they are not there to move it. Give `seen` to the controller.
     """
 
     made: Installation
     ms: list[float] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
     _pulse: Pulse | None = None
     _holder: bool = False
 
     def seen(self, event: Event) -> None:
         """An event of the run."""
-        if event.action not in ("vip-move", "dispatcher-restore"):
+        if event.action in ("dispatcher-standby", "dispatcher-restore"):
+            if event.kind == "started":
+                self._holder = self.made.keepers[0].holds(VIP)
+            elif event.kind == "finished" and self.made.keepers[0].holds(VIP) is not self._holder:
+                self.elsewhere.append(event.step)
+        if event.action != "vip-move":
             return
         if event.kind == "started" and self._pulse is None:
             self._holder = self.made.keepers[0].holds(VIP)

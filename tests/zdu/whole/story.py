@@ -18,8 +18,9 @@ from tests.zdu.whole.traffic import Traffic
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """What came of a rehearsal. `drains_ms`: site → from the end of its last call until the gate was open; `gaps_ms`:
-    of the virtual IP, at each move of it.
+    """What came of a rehearsal. `drains_ms`: site → until the gate was open, since its last call was over and charged,
+    or from the beginning of the step where that was later; `gaps_ms`: of the virtual IP, at each move of it;
+    `moved_elsewhere`: steps that moved it and should not have; `slowest_charge`: seconds from the end of a call.
     """
 
     calls: Outcome
@@ -28,6 +29,8 @@ class Ending:
     migrated: dict[str, tuple[bool, bool, bool]]
     late: dict[str, int]
     gaps_ms: list[float]
+    moved_elsewhere: list[str]
+    slowest_charge: float
     drains_ms: dict[str, float]
     seconds: float
     per_second: float
@@ -38,6 +41,7 @@ class Ending:
         assert self.books.exact, self.books
         assert self.books.xdrs == self.calls.made == self.books.at_a + self.books.at_b
         assert not any(self.late.values()), self.late
+        assert not self.moved_elsewhere, self.moved_elsewhere
 
     def require_everybody_runs(self, release: str) -> None:
         """Each node has this release."""
@@ -62,7 +66,8 @@ class Story:
         """A drain that came to its end: how long after the last call."""
         if event.kind == "finished" and event.action == "drain-wait":
             site = next(each for each in (self.made.a, self.made.b) if event.step.endswith(f"/{each.name}"))
-            self._drains[site.name] = (event.at - proof.last_call(site, event.at)) * 1000
+            asked = self.controller.at("started", event.step)
+            self._drains[site.name] = (event.at - max(asked, proof.last_call(site, event.at))) * 1000
 
     def end(self) -> Ending:
         """Let the last calls end, and look at everything."""
@@ -75,6 +80,8 @@ class Story:
             migrated=proof.migrated(self.made),
             late={site.name: proof.late(site) for site in (self.made.a, self.made.b)},
             gaps_ms=self.gaps.ms,
+            moved_elsewhere=self.gaps.elsewhere,
+            slowest_charge=max(proof.slowest_charge(site) for site in (self.made.a, self.made.b)),
             drains_ms=self._drains,
             seconds=events[-1].at - events[0].at,
             per_second=calls.made / self.traffic.seconds,
