@@ -3,7 +3,7 @@ PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test check lint bench zdu clean
+.PHONY: help demo test check lint bench zdu powercut vmcuts rehearse clean
 help: ## show this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -30,8 +30,22 @@ zdu: $(VENV)/.ready .packages ## rehearse a whole zero-downtime upgrade under ca
 	@tools/install-system-packages databases sites
 	$(RUN) -m tests.zdu.whole $(N) $(RATE)
 
-N ?= 20000
+zdu: N ?= 20000
 RATE ?= 105
+
+powercut: $(VENV)/.ready .packages ## cut the power at N writes of recorded upgrades, check what is left: make powercut N=5000
+	$(RUN) -m vagrant.cuts $(N)
+
+powercut: N ?= 5000
+
+vmcuts: $(VENV)/.ready .packages ## switch a machine off at N random moments of its upgrades: make vmcuts N=20
+	$(RUN) -m vagrant.outages $(N)
+
+vmcuts: N ?= 20
+
+rehearse: $(VENV)/.ready .packages ## a whole zero-downtime upgrade on four virtual machines, with calls and reboots
+	@tools/install-system-packages databases sites
+	$(RUN) -m vagrant.rehearsal.sites
 
 clean: ## remove the virtual environment (the lab's cache is under /var/cache/updater-lab)
 	rm -rf $(VENV)

@@ -129,6 +129,20 @@ class CatalogueInvalid(UpdaterError):
     kind = "catalogue"
 
 
+class NotRehearsed(UpdaterError):
+    """A rehearsal of just this is demanded, and there is none, it failed, or it was one of something else."""
+
+    exit_code = 28
+    kind = "rehearsal"
+
+
+class RehearsalFailed(UpdaterError):
+    """An upgrade was rehearsed, and something would go wrong on the night; or the way back does not work."""
+
+    exit_code = 29
+    kind = "rehearsal failed"
+
+
 class DeviceFailed(UpdaterError):
     """A slot's device fails, vanishes, or does not read back what was written."""
 

@@ -172,6 +172,25 @@ class MigrationsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RehearsalConfig:
+    """Whether a release must have been rehearsed before it is activated. `records`: where records of rehearsals are
+    (empty: in the data directory). `keys`: whose signature a record must have (none: nobody's). `max_age`: how many
+    days it may be old.
+    """
+
+    require: bool = False
+    records: Path | None = None
+    keys: tuple[Path, ...] = ()
+    max_age: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.max_age <= 0:
+            raise ValueError("max_age: must be more than 0 days")
+        if self.records is not None and not self.records.is_absolute():
+            raise ValueError("records: must be absolute")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SlotsConfig:
     """The two root slots."""
 
@@ -204,6 +223,7 @@ class NodeConfig:
     stage: StageConfig = field(default_factory=StageConfig)
     databases: dict[str, Database] = field(default_factory=dict)
     migrations: MigrationsConfig = field(default_factory=MigrationsConfig)
+    rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
     policy: Policy = field(default_factory=Policy)
 
     def __post_init__(self) -> None:

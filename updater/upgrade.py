@@ -35,6 +35,7 @@ from updater.hooks import hooks
 from updater.kept import CopyAgain, edited_since
 from updater.migrating import Migrate, blocking_steps
 from updater.node import Node
+from updater.rehearsed import foreseen
 from updater.verify import undeclared
 
 
@@ -142,6 +143,7 @@ def plan_stage(node: Node, bundle: Bundle, source: str, wishes: Wishes) -> Plan:
         examined = examine(node, bundle, wishes.without)
         due = migrating.examine_bundle(node, bundle)
         checks += undeclared(node)
+        checks += foreseen(node, bundle)
     record = _stage_plan(node, bundle, source, wishes, examined, due)
     target = _target(node, record, bundle)
     return Plan(

@@ -205,10 +205,10 @@ def _bootstrap(part: Path) -> None:
     options = ["--variant=minbase", f"--cache-dir={debs}", f"--include={','.join(PACKAGES)}"]
     if mirror.keyring.startswith("/"):
         options.append(f"--keyring={mirror.keyring}")
-    run("debootstrap", *options, SUITE, part, mirror.uri, timeout=900, env=_proxies())
+    run("debootstrap", *options, SUITE, part, mirror.uri, timeout=900, env=proxies())
 
 
-def _proxies() -> dict[str, str]:
+def proxies() -> dict[str, str]:
     """Proxy settings of this machine, which programs started by `run` do not inherit."""
     found = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
     line = run("apt-config", "dump", "Acquire::http::Proxy").stdout.partition('"')[2].partition('"')[0]

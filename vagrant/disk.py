@@ -85,11 +85,13 @@ def make_disk(
     data: Files | None = None,
     slot_b: Path | None = None,
     layout: Layout | None = None,
+    data_tree: Path | None = None,
 ) -> Path:
     """Assemble a raw, sparse disk image.
 
     `slot_a`, `slot_b`: filesystem images, not larger than the slots. `esp`: files of the ESP by path, the boot loader
-    among them (`boot.esp_files`). `data`: files of the data partition by absolute path.
+    among them (`boot.esp_files`). `data`: files of the data partition by absolute path. `data_tree`: a directory that
+    goes there too.
     """
     layout = layout or Layout()
     parts = layout.partitions()
@@ -103,6 +105,8 @@ def make_disk(
     work = into.with_name(f"{into.name}.data")
     try:
         (work / "tree").mkdir(parents=True)
+        if data_tree is not None:
+            run("cp", "-a", f"{data_tree}/.", work / "tree", timeout=600)
         put(work / "tree", data or {})
         filled = make_image(work / "tree", work / "image", size=parts["data"].size)
         copy_sparse(filled, into, at=parts["data"].start, room=parts["data"].size)

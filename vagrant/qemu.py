@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from vagrant import tree
 from vagrant.disk import image_format
+from vagrant.network import Plug
 
 FIRMWARE = Path("/usr/share/OVMF")
 
@@ -66,12 +67,15 @@ class Machine:
     this machine's page cache stays.
     """
 
-    def __init__(self, disk: Path, work: Path | None = None, *, memory: int = 1024, cpus: int = 2) -> None:
-        """`work`: a directory for sockets, variables and logs (default: a temporary one). `memory` in MiB."""
+    def __init__(
+        self, disk: Path, work: Path | None = None, *, memory: int = 1024, cpus: int = 2, lan: Plug | None = None
+    ) -> None:
+        """`work`: a directory for sockets, variables and logs (default: a temporary one). `memory` in MiB. `lan`: a
+        network for its second card, eth1, to whose address the guest itself sees."""
         self._own_work = work is None
         self.work = work or Path(tempfile.mkdtemp(prefix="updater-vm-"))
         self.work.mkdir(parents=True, exist_ok=True)
-        self.disk, self.memory, self.cpus = disk, memory, cpus
+        self.disk, self.memory, self.cpus, self.lan = disk, memory, cpus, lan
         self.ssh_port = free_port()
         self.serial = self.work / "serial.log"
         self._variables = self.work / "OVMF_VARS.fd"
@@ -109,7 +113,10 @@ class Machine:
         command = [*self._command(), *(["-incoming", incoming] if incoming else [])]
         log = (self.work / "qemu.log").open("ab")
         with log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            inherited = (self.lan.fd,) if self.lan else ()
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=inherited
+            )
         deadline = time.monotonic() + 20
         while not (self._sockets / "qmp").exists():
             if not self.running or time.monotonic() > deadline:
@@ -146,20 +153,7 @@ class Machine:
 
     def qmp(self, command: str, **arguments: Any) -> Any:
         """Give QEMU's monitor a command and return what it answers."""
-        with socket.socket(socket.AF_UNIX) as link:
-            link.settimeout(10)
-            link.connect(str(self._sockets / "qmp"))
-            stream = link.makefile("rw")
-            stream.readline()  # its greeting
-            for name, words in (("qmp_capabilities", {}), (command, arguments)):
-                stream.write(json.dumps({"execute": name, "arguments": words}) + "\n")
-                stream.flush()
-                answer: dict[str, Any] = {"event": ""}
-                while "event" in answer:
-                    answer = json.loads(stream.readline() or '{"error": "QEMU hung up"}')
-                if "error" in answer:
-                    raise MachineError(f"QMP {name}: {answer['error']}")
-            return answer["return"]
+        return ask(self._sockets / "qmp", command, **arguments)
 
     def freeze(self, into: Path) -> None:
         """Save the running machine, memory and all, to the directory `into`, and end it. The disk it ran on must then
@@ -237,7 +231,7 @@ class Machine:
 
     # --- inside
 
-    def run(self, command: str, *, timeout: float = 60, check: bool = True, input: bytes | None = None) -> Result:
+    def run(self, command: str, *, timeout: float = 180, check: bool = True, input: bytes | None = None) -> Result:
         """Run a shell command in the guest as root. Raises MachineError on failure (with `check`) or a timeout."""
         started = time.monotonic()
         argv = ["ssh", *self._ssh_options(), "-p", str(self.ssh_port), "root@node", command]
@@ -269,9 +263,7 @@ class Machine:
     # --- how
 
     def _command(self) -> list[str]:
-        drive = (
-            f"driver={image_format(self.disk)},node-name=disk,file.driver=file,file.filename={self.disk},discard=unmap"
-        )
+        blocks = [word for each in self._blockdevs() for word in ("-blockdev", json.dumps(each))]
         flash = "if=pflash,format=raw,unit"
         return [
             *("qemu-system-x86_64", "-name", self.work.name, "-nodefaults", "-display", "none", "-no-user-config"),
@@ -279,13 +271,25 @@ class Machine:
             *("-m", str(self.memory)),
             *("-drive", f"{flash}=0,readonly=on,file={FIRMWARE / 'OVMF_CODE_4M.fd'}"),
             *("-drive", f"{flash}=1,file={self._variables}"),
-            *("-blockdev", drive, "-device", "virtio-blk-pci,drive=disk,bootindex=0"),
+            *(*blocks, "-device", "virtio-blk-pci,drive=disk,bootindex=0"),
             *("-netdev", f"user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:{self.ssh_port}-:22"),
             *("-device", "virtio-net-pci,netdev=net,romfile="),
+            *self._second_card(),
             *("-device", "virtio-rng-pci"),
             *("-chardev", f"file,id=serial,path={self.serial},append=on", "-serial", "chardev:serial"),
             *("-qmp", f"unix:{self._sockets / 'qmp'},server=on,wait=off"),
         ]
+
+    def _blockdevs(self) -> list[Mapping[str, object]]:
+        """QEMU's block nodes, in the order in which they are made; the guest's disk is the one named `disk`."""
+        file = {"driver": "file", "filename": str(self.disk)}
+        return [{"driver": image_format(self.disk), "node-name": "disk", "file": file, "discard": "unmap"}]
+
+    def _second_card(self) -> list[str]:
+        if self.lan is None:
+            return []
+        card = f"virtio-net-pci,netdev=lan,romfile=,mac={self.lan.mac}"
+        return ["-netdev", f"tap,id=lan,fd={self.lan.fd}", "-device", card]
 
     def _ssh_options(self) -> list[str]:
         settings = {
@@ -337,6 +341,24 @@ class Machine:
 
     def _failure(self, message: str) -> MachineError:
         return MachineError(f"{message}\n--- serial console\n{self.serial_tail()}")
+
+
+def ask(monitor: Path, command: str, **arguments: Any) -> Any:
+    """Give a monitor of QEMU, a unix socket, a command and return what it answers. Raises MachineError, OSError."""
+    with socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(10)
+        link.connect(str(monitor))
+        stream = link.makefile("rw")
+        stream.readline()  # its greeting
+        for name, words in (("qmp_capabilities", {}), (command, arguments)):
+            stream.write(json.dumps({"execute": name, "arguments": words}) + "\n")
+            stream.flush()
+            answer: dict[str, Any] = {"event": ""}
+            while "event" in answer:
+                answer = json.loads(stream.readline() or '{"error": "QEMU hung up"}')
+            if "error" in answer:
+                raise MachineError(f"QMP {name}: {answer['error']}")
+        return answer["return"]
 
 
 @cache

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from core.files import inside
 from core.run import run
@@ -19,6 +20,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 #: Where the agent and all it needs lie in a tree; nothing of it mixes with the system's own Python packages.
 AGENT = PurePosixPath("/usr/lib/updater/site-packages")
+
+#: Of the machines of rehearsals, a node needs only what its own commands are made of.
+ON_NODES = frozenset({"vagrant/__init__.py", "vagrant/cli.py", "vagrant/prove.py", "vagrant/container.py"})
 
 LAUNCHER = f"""#!/usr/bin/python3 -I
 import sys
@@ -71,13 +75,16 @@ class TestKeys:
     host_public: str
 
 
-def release_tree(release: str, *, variant: Variant = Variant.SOUND, files: Files | None = None) -> Path:
+def release_tree(
+    release: str, *, variant: Variant = Variant.SOUND, files: Files | None = None, foundation: Path | None = None
+) -> Path:
     """The cached root tree of a release (about a second when base and agent are there).
 
     `files` go in last, by absolute path; a symlink under `/etc/systemd/system/*.wants` enables a unit. Unchanged
     files are hard links into the base: whoever wants to change one in place makes a copy first (`copy`).
+    `foundation`: another cached tree than the base tree to start from.
     """
-    foundation, agent, keys = base.base_tree(), agent_tree(), test_keys()
+    foundation, agent, keys = foundation or base.base_tree(), agent_tree(), test_keys()
     content = {**_identity(release, foundation), **_application(release, variant), **_access(keys), **(files or {})}
 
     def build(part: Path) -> None:
@@ -123,7 +130,8 @@ def agent_tree() -> Path:
     needs = _dependencies(project["project"]["dependencies"])
     packages = [PROJECT / name for name in project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
     sources = sorted(path for package in packages for path in package.rglob("*") if _is_source(path))
-    digest = cache.key(needs.name, LAUNCHER, *(part for path in sources for part in (str(path), path)))
+    entries = _entry_points(project["project"])
+    digest = cache.key(needs.name, LAUNCHER, entries, *(part for path in sources for part in (str(path), path)))
 
     def build(part: Path) -> None:
         site = inside(part, AGENT)
@@ -132,6 +140,7 @@ def agent_tree() -> Path:
         put(part, {f"{AGENT}/{path.relative_to(PROJECT)}": File(content=path.read_bytes()) for path in sources})
         put(part, {"/usr/bin/updater": File(content=LAUNCHER, mode=0o755)})
         put(part, {f"{AGENT}/updater-0.dist-info/METADATA": File(content=_metadata(project["project"]))})
+        put(part, {f"{AGENT}/updater-0.dist-info/entry_points.txt": File(content=entries)})
         _compile(*(site / package.name for package in packages))
 
     return cache.cached("agent", digest, build)
@@ -237,8 +246,18 @@ def _metadata(project: dict[str, str]) -> str:
     return f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
 
 
+def _entry_points(project: dict[str, Any]) -> str:
+    lines = (
+        line
+        for group, entries in project.get("entry-points", {}).items()
+        for line in (f"[{group}]", *(f"{name} = {target}" for name, target in entries.items()))
+    )
+    return "".join(f"{line}\n" for line in lines)
+
+
 def _is_source(path: Path) -> bool:
-    return path.is_file() and "__pycache__" not in path.parts
+    name = str(path.relative_to(PROJECT))
+    return path.is_file() and "__pycache__" not in path.parts and (not name.startswith("vagrant/") or name in ON_NODES)
 
 
 def _digest(files: Files) -> str:

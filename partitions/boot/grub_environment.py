@@ -89,7 +89,16 @@ class GrubEnvironment:
                 raise self._error("is sparse", "the boot loader writes to its blocks, and it has holes")
             overwrite_in_place(self.path, raw)
         except (OSError, ValueError) as error:
-            raise self._error("cannot be written", str(error)) from error
+            raise BootEnvironment(
+                f"the boot environment {self.path} cannot be written",
+                what=str(error),
+                state="it is one sector, which is written whole or not at all: what it says now is what counts",
+                next=[
+                    "updater status    shows what boots next",
+                    "updater doctor",
+                    "dmesg | tail    errors of the disk?",
+                ],
+            ) from error
         faults.point("boot-environment:after")
 
     def create(self, variables: Mapping[str, str]) -> None:

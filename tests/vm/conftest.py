@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from vagrant import cache, disk, own
+from vagrant import disk, frozen
 from vagrant.node import Lab
 from vagrant.qemu import Machine
-from vagrant.serve import Server
 
 HERE = Path(__file__).parent
 
@@ -38,48 +37,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def lab() -> Lab:
     """A node that gives a release two tries, and is quick to find it unhealthy."""
-    return Lab(tries=2, health=6, deadline=110)
+    return frozen.QUICK
 
 
 @pytest.fixture(scope="session")
 def running(lab: Lab) -> Path:
     """A frozen machine that runs MR95-1: a directory with `disk` and `state`."""
-    base = lab.base_disk("MR95-1", lab.bundle("MR95-1", first=True))
-
-    def make(part: Path) -> None:
-        part.mkdir()
-        with Machine(disk.overlay(base, part / "disk"), part / "machine") as machine:
-            machine.start()
-            machine.wait_for_boot()
-            machine.run("while systemctl is-active -q updater-confirm || [ ! -e /data/updater/lock ]; do sleep 1; done")
-            machine.freeze(part / "state")
-
-    return cache.cached("running", cache.key(base.name), make)
+    return frozen.running(lab)
 
 
 @pytest.fixture(scope="session")
-def staged(lab: Lab, running: Path) -> Path:
+def staged(lab: Lab) -> Path:
     """The same, with what the operator carries declared, and MR96-1 staged in slot b from its bundle over HTTP."""
-    bundle = lab.bundle("MR96-1")
-
-    def make(part: Path) -> None:
-        part.mkdir()
-        with (
-            Server(bundle.parent) as server,
-            Machine(disk.overlay(running / "disk", part / "disk"), part / "machine") as machine,
-        ):
-            machine.thaw(running / "state")
-            own.declare(machine)
-            machine.run(" && ".join(f"updater {words}" for words in own.VERBS), timeout=300)
-            machine.run(f"updater stage {server.url(bundle.name, guest=True)}", timeout=600)
-            machine.freeze(part / "state")
-
-    return cache.cached("staged", cache.key(running.name, bundle.name, Path(own.__file__)), make)
+    return frozen.staged(lab)
 
 
-def _thawed(frozen: Path, work: Path) -> Iterator[Machine]:
-    with Machine(disk.overlay(frozen / "disk", work / "disk"), work / "machine") as machine:
-        machine.thaw(frozen / "state")
+def _thawed(machine_at: Path, work: Path) -> Iterator[Machine]:
+    with Machine(disk.overlay(machine_at / "disk", work / "disk"), work / "machine") as machine:
+        machine.thaw(machine_at / "state")
         yield machine
 
 

@@ -9,7 +9,22 @@ from typing import Annotated
 import typer
 
 from core.errors import UpdaterError
-from updater.cli import bundle, config, job, keep, migrate, node, patch, render, rpm, sandbox, setup, verify, zdu
+from updater.cli import (
+    bundle,
+    config,
+    export,
+    job,
+    keep,
+    migrate,
+    node,
+    patch,
+    render,
+    rpm,
+    sandbox,
+    setup,
+    verify,
+    zdu,
+)
 from updater.cli.context import print_json, settings, unexpected, unread
 from updater.cli.quick import Root
 
@@ -57,6 +72,7 @@ node.register(app)
 setup.register(app)
 render.register(app)
 verify.register(app)
+export.register(app)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(rpm.app, name="rpm")
 app.add_typer(patch.app, name="patch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -116,6 +117,10 @@ def activate(
     accept_no_rollback: Annotated[
         bool, typer.Option("--accept-no-rollback", help="Go on although there will be no way back.")
     ] = False,
+    require_rehearsal: Annotated[
+        Path | None,
+        typer.Option(metavar="RECORD", help="Only with the record of a rehearsal of this: a file, or a directory."),
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Boot the staged slot. It has three tries to prove itself healthy; else the node falls back to this one.
@@ -123,7 +128,7 @@ def activate(
     Example: updater activate --window 02:00-04:00
     """
     from core.window import Window
-    from updater import upgrade
+    from updater import rehearsed, upgrade
 
     try:
         hours = Window.parse(window) if window else None
@@ -132,6 +137,8 @@ def activate(
     with opened() as (node, report):
         if hours is not None and wait and not dry_run:
             _wait_for(hours, report)
+        if (record := rehearsed.demand(node, require_rehearsal)) is not None:
+            report.note(str(record))
         if dry_run:
             planned = upgrade.plan_activate(
                 node, window=hours, by_hand=no_reboot, accept_no_rollback=accept_no_rollback

@@ -117,7 +117,7 @@ def show_event(kind: str, step: str, text: str) -> None:
     """An event of a run that this process works on."""
     from updater.cli.context import unread
     from zdu.records import Told, now
-    from zdu.watch import line_of
+    from zdu.screens import line_of
 
     try:
         if settings.json:
