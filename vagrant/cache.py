@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from blake3 import blake3
 
 #: How many of one name are kept; the least recently used go first.
-KEEP = 6
+KEEP = 9
 
 
 def root() -> Path:
@@ -47,8 +48,9 @@ def cached(name: str, digest: str, build: Callable[[Path], None]) -> Path:
                 part.rename(target)
             finally:
                 remove(part)
-        os.utime(target)
-        used = sorted(root().glob(f"{name}-{'?' * 16}"), key=lambda path: path.stat().st_mtime)
+        # the time of use only: to those who serve or watch it, a new time of change would be a change
+        os.utime(target, ns=(time.time_ns(), target.stat().st_mtime_ns))
+        used = sorted(root().glob(f"{name}-{'?' * 16}"), key=lambda path: path.stat().st_atime_ns)
         for old in used[:-KEEP]:
             remove(old)
     return target

@@ -27,11 +27,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not item.path.is_relative_to(HERE):
             continue
         item.add_marker(pytest.mark.vm)
-        item.add_marker(pytest.mark.xdist_group("vm"))  # one machine at a time: two cores are all there is
+        # two machines at a time: two cores are all there is
+        item.add_marker(pytest.mark.xdist_group("vm" if item.path.name == "test_upgrade.py" else "vm faults"))
         if os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="makes root trees, so it needs root"))
         elif lacking:
             item.add_marker(pytest.mark.skip(reason=f"{lacking} is missing: tools/install-system-packages lab"))
+    # what takes longest begins first
+    items.sort(key=lambda item: not item.path.is_relative_to(HERE))
 
 
 @pytest.fixture(scope="session")
