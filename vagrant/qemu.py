@@ -366,10 +366,13 @@ def accelerator() -> str:
     """`-accel` for QEMU: kvm where it really runs guests (a device node proves nothing), else emulation."""
     if os.access("/dev/kvm", os.R_OK | os.W_OK):
         argv = ["qemu-system-x86_64", "-accel", "kvm", "-machine", "q35", "-cpu", "max", "-display", "none"]
-        try:
-            subprocess.run([*argv, "-nodefaults"], capture_output=True, timeout=3, check=False)
-        except subprocess.TimeoutExpired:
-            return "kvm"
+        words = ("qmp_capabilities", "query-kvm", "query-status", "quit")
+        asked = "".join(json.dumps({"execute": word}) for word in words).encode()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            argv += ["-nodefaults", "-qmp", "stdio"]
+            said = subprocess.run(argv, input=asked, capture_output=True, timeout=20, check=False).stdout
+            if b'"enabled": true' in said and b'"status": "running"' in said:
+                return "kvm"
     return "tcg,thread=multi,tb-size=512"
 
 
