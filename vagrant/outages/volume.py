@@ -40,7 +40,8 @@ class Volume:
             self.root.mkdir()
             with self.disk.open("xb") as file:
                 file.truncate(SIZE)
-            run("mkfs.ext4", "-q", "-F", "-b", "4096", "-J", "size=4", "-E", "lazy_itable_init=0", self.disk)
+            shape = ["-b", "4096", "-J", "size=4", "-O", "^metadata_csum"]  # as on a node: ADR 14
+            run("mkfs.ext4", "-q", "-F", *shape, "-E", "lazy_itable_init=0", self.disk)
             self._export(self._blockdevs(), closers)
             # not with direct I/O: writes of several pages then arrive with wrong bytes in them [QEMU 7.2]
             device = run("losetup", "--find", "--show", self._exported).stdout.strip()
