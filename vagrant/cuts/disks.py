@@ -12,7 +12,7 @@ import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +31,7 @@ _FINE = 16
 _COPY = 1 << 20
 
 
-class How(Enum):
+class How(StrEnum):
     """What survives of the writes since the last flush."""
 
     NONE = "none"
