@@ -32,7 +32,8 @@ BEGIN: Final = 60.0
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 _GLOBALS: Final = ("--config", "--json", "--debug")
-_RUNNER: Final = "updater.cli.job_runner"
+#: What a job's process runs. It looks for modules where we found ours: the launcher may have brought us there.
+_RUNNER: Final = "import sys; sys.path[:] = sys.argv[3:]; from updater.cli.job_runner import run_job; run_job()"
 
 
 class JobState(StrEnum):
@@ -214,7 +215,7 @@ def _check(job: str, fence: int, verb: tuple[str, ...]) -> None:
 
 def _launch(node: Node, jobs: Jobs, job: str) -> None:
     """Start its process where the end of our login does not reach it, and wait until it has begun."""
-    runner = [sys.executable, "-P", "-m", _RUNNER, str(node.path.resolve()), job]
+    runner = [sys.executable, "-I", "-c", _RUNNER, str(node.path.resolve()), job, *filter(None, sys.path)]
     refused: CommandFailed | None = None
     try:
         if Path("/run/systemd/system").is_dir():

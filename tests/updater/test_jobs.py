@@ -25,12 +25,7 @@ from updater.jobs import JobState
 from updater.node import open_node
 from updater.node_toml import load_node
 
-MAIN = (
-    "from updater.cli import job, main; "
-    "names = [group.name for group in main.app.registered_groups]; "
-    "'job' in names or main.app.add_typer(job.app, name='job'); "
-    "main.main()"
-)
+MAIN = "from updater.cli.main import main; main()"
 
 
 @dataclass(frozen=True)
@@ -103,6 +98,16 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 @pytest.fixture
 def node(lab: Lab, tmp_path: Path) -> Sandbox:
     return Sandbox(lab.sandbox(tmp_path / "node"))
+
+
+def test_a_job_finds_the_program_where_its_launcher_did(node: Sandbox, lab: Lab) -> None:
+    """An interpreter that knows nothing of us, and a launcher that brings it to our modules, as on a node."""
+    launcher = f"import sys; sys.path[:] = {sys.path!r}; {MAIN}"
+    words = ["job", "start", "--id", "r1", "--fence", "1", "plan", str(lab.bundle("MR96-1"))]
+    argv = [sys._base_executable, "-I", "-c", launcher, "--config", str(node.config), "--json", *words]  # type: ignore[attr-defined]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert node.ended("r1")["state"] == "done"
 
 
 def test_a_verb_runs_detached_and_says_how_it_ended(node: Sandbox, lab: Lab) -> None:

@@ -1,4 +1,4 @@
-"""The process of a job: ``python -m updater.cli.job_runner NODE.TOML ID``, started by `updater.jobs`, never by hand."""
+"""The process of a job, started by `updater.jobs` and never by hand; its arguments are node.toml and the job's name."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from updater.job_files import Jobs, jobs_of
 from updater.node_toml import load_node
 
 
-def run_job(config: Path, job: str) -> None:
+def run_job() -> None:
     """Run the verb of a job as the command line would, unless another process does or did, and write down its end."""
+    config, job = Path(sys.argv[1]), sys.argv[2]
     jobs = jobs_of(load_node(config).data)
     asked = jobs.asked(job)
     if asked is None:
@@ -49,7 +50,3 @@ def _verb(config: Path, verb: tuple[str, ...]) -> int:
         traceback.print_exc()
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    run_job(Path(sys.argv[1]), sys.argv[2])
