@@ -15,12 +15,16 @@ from typing import Final
 from core.errors import ConfigError, UpdaterError
 from core.files import inside
 from core.journal import Journal
+from core.release import Release
 from core.report import Report
 from images.keys import Trust, load_trust
 from images.read import Bundle
 from partitions import mounts
 from partitions.boot.state import BAD, GOOD, BootState
+from patches import patch
+from patches.carried import choose_patches
 from patches.drift import save, snapshot
+from patches.hunks import Fit
 from patches.lifetime import Lifetime
 from patches.registry import Kind, Registry
 from templates import exchange
@@ -33,7 +37,7 @@ from updater import pristine, sandbox, upgrade
 from updater import verify as verifying
 from updater.bundle_root import bundle_root
 from updater.exported import Exported, File, Manifest
-from updater.node import open_node
+from updater.node import Node, open_node
 from updater.node_toml import NodeConfig, load_node
 from vagrant.disk import MIB, Layout, make_disk
 from vagrant.loader import esp_files
@@ -64,6 +68,23 @@ class Installed:
     config: NodeConfig
     bundle: str
     missing: tuple[str, ...]
+
+
+def _not_applied(node: Node, current: Path, missing: list[str]) -> tuple[str, ...]:
+    """Patches that do not apply to the current release: so they are not in the slot that runs, and wait for the next
+    one. Noted in `missing`."""
+    if not (node.config.data / "carried.sqlite").exists():
+        return ()
+    with (
+        upgrade.open_bundle(node, str(current)) as bundle,
+        Registry.of(node.config.data) as registry,
+        bundle_root(bundle, node.config.data / "scratch") as root,
+    ):
+        release = bundle.manifest.release
+        reports = patch.check(choose_patches(registry, Release.parse(release)).patches, root)
+    names = tuple(report.name for report in reports if report.fit is Fit.CONFLICTS)
+    missing += [f"patch {name} is not in {release}, to which it does not apply" for name in names]
+    return names
 
 
 def trust_of(export: Exported, work: Path) -> Trust:
@@ -99,7 +120,8 @@ def install(export: Exported, current: Path, following: Path | None, work: Path)
     with open_node(config) as node:
         node.journal.set_slot("a", {})
         try:
-            upgrade.stage(node, str(current), Report(), upgrade.Wishes())
+            without = _not_applied(node, current, missing)
+            upgrade.stage(node, str(current), Report(), upgrade.Wishes(without=without))
         except UpdaterError as error:
             error.message = f"{release} cannot be made as it is on the node: {error.message}"
             error.args = (error.message,)
