@@ -3,9 +3,9 @@ PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test check lint bench zdu powercut vmcuts rehearse clean
+.PHONY: help demo test check lint bench zdu powercut vmcuts rehearse rehearse-night clean
 help: ## show this
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/.ready .packages ## the main job in a virtual machine: stage, activate, confirm, roll back, fall back
 	$(RUN) -m vagrant.demo
@@ -21,6 +21,9 @@ lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check --quiet .
 	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/mypy
+
+rehearse-night: $(VENV)/.ready .packages ## rehearse one node in a machine, from its export to the verdict (a test of ten minutes)
+	$(RUN) -m pytest -q -n 0 -m long tests/vm
 
 bench: $(VENV)/.ready .packages ## measure against peers; ends with one line per figure
 	tools/install-system-packages databases sites bench

@@ -33,6 +33,7 @@ def rehearse(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([UPDATER, "--json", "rehearse", *words], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.long
 def test_a_night_is_rehearsed_and_its_record_demanded(ready: Machine, lab: Lab, tmp_path: Path) -> None:
     ready.run("updater export /root/lab-1.export --data anonymised")
     export = tmp_path / "lab-1.export"
