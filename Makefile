@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 
 .PHONY: help demo test check lint bench zdu powercut vmcuts rehearse rehearse-night clean
 help: ## show this
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 demo: $(VENV)/.ready .packages ## the main job in a virtual machine: stage, activate, confirm, roll back, fall back
 	$(RUN) -m vagrant.demo
