@@ -184,7 +184,7 @@ def test_data_that_is_lost(base: Path, check: Callable[..., Verdict]) -> None:
             assert verdict.faults, what
 
 
-def test_a_torn_commit_of_the_journal_is_for_the_fsck_at_boot(base: Path, tmp_path: Path) -> None:
+def test_a_torn_commit_of_the_journal_harms_nobody_without_metadata_csum(base: Path, tmp_path: Path) -> None:
     part, image, place, work = PARTS["data"], tmp_path / "data", tmp_path / "recording", tmp_path / "work"
     with base.open("rb") as file:
         file.seek(part.start)
@@ -211,9 +211,7 @@ def test_a_torn_commit_of_the_journal_is_for_the_fsck_at_boot(base: Path, tmp_pa
     with Checker(Recording(name="hand", path=place, lab=LAB), work, "seed") as checker:
         found = [checker.check(Point("hand", len(writes), number, How.SOME)) for number in range(40)]
     assert [verdict.faults for verdict in found] == [()] * 40
-    mended = [verdict.mended for verdict in found if verdict.mended]
-    assert 0 < len(mended) < 40
-    assert all("was corrupt, replay was aborted" in line for lines in mended for line in lines)
+    assert not any(verdict.mended for verdict in found)
 
 
 def test_the_same_answer_forwards_and_backwards(base: Path, tmp_path: Path, check: Callable[..., Verdict]) -> None:
