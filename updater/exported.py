@@ -119,7 +119,7 @@ class Node:
 class Manifest:
     """All that is in an export. `toml`, `keys`: blobs of node.toml and of the release keys (name → blob). `files`: what
     the node carries by `stage.carry`; `kept`: what the operator keeps. `configuration`: blob; empty where none was
-    applied. `data_release`, `readable_from`: what the journal knows of the data.
+    applied. `data_release`: what the journal knows of the data.
     """
 
     format: int

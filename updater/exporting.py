@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from blake3 import blake3
 
@@ -33,6 +33,9 @@ from updater.exported import Base, Carried, Data, Manifest, carried_hash, digest
 from updater.layout import running_root
 from updater.node import Node
 from zdu.rehearsal import Fingerprint, hashed
+
+#: How each blob of an archive is read, by its BLAKE3.
+Blobs = dict[str, Callable[[], IO[bytes]]]
 
 DataWish = Literal["empty", "anonymised", "none"]
 
@@ -53,15 +56,15 @@ class Wishes:
 @dataclass(kw_only=True)
 class _Content:
     """How each of the archive's blobs is read when it is written, by its BLAKE3. Files are copied to `scratch`: they
-    may change meanwhile.
+    may change meanwhile, and may be large.
     """
 
     scratch: Path
-    known: dict[str, Callable[[], bytes]] = field(default_factory=dict)
+    known: Blobs = field(default_factory=dict)
 
     def add(self, data: bytes) -> str:
         digest = blake3(data).hexdigest()
-        self.known[digest] = lambda: data
+        self.known[digest] = lambda: io.BytesIO(data)
         return digest
 
     def add_file(self, path: Path) -> str:
@@ -70,8 +73,12 @@ class _Content:
         with copy.open("rb") as file:
             digest = digest_of(file)
         kept = copy.rename(self.scratch / digest)
-        self.known[digest] = kept.read_bytes
+        self.known[digest] = _opens(kept)
         return digest
+
+
+def _opens(path: Path) -> Callable[[], IO[bytes]]:
+    return lambda: path.open("rb")
 
 
 # -- what the fingerprint is made of
@@ -145,7 +152,7 @@ def _registry(node: Node) -> Iterator[Registry | None]:
 # -- the whole
 
 
-def collect(node: Node, wishes: Wishes, scratch: Path) -> tuple[Manifest, dict[str, Callable[[], bytes]]]:
+def collect(node: Node, wishes: Wishes, scratch: Path) -> tuple[Manifest, Blobs]:
     """What an export would have: its manifest, and how each of its blobs is read. `scratch`: an empty directory that
     must outlive the reading. Raises UpdaterError, OSError.
     """
@@ -159,7 +166,7 @@ def collect(node: Node, wishes: Wishes, scratch: Path) -> tuple[Manifest, dict[s
         if registry is not None:
             for entry in registry.entries():
                 if entry.blob:
-                    content.known[entry.blob] = registry.blob(entry).read_bytes
+                    content.known[entry.blob] = _opens(registry.blob(entry))
             base = base_of(registry, node.booted)
             for each in kept:
                 if each.kind == "file" and not each.left_out and (original := base(each.path)) is not None:
@@ -205,15 +212,16 @@ def collect(node: Node, wishes: Wishes, scratch: Path) -> tuple[Manifest, dict[s
     return manifest, {digest: read for digest, read in content.known.items() if digest in manifest.blobs}
 
 
-def write(path: Path, manifest: Manifest, blobs: dict[str, Callable[[], bytes]]) -> None:
+def write(path: Path, manifest: Manifest, blobs: Blobs) -> None:
     """Write an export: whole or not at all, for its owner only. Raises OSError."""
     fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)  # of mode 0600
     try:
         with os.fdopen(fd, "wb") as file:
             with tarfile.open(fileobj=file, mode="w:", format=tarfile.PAX_FORMAT) as archive:
-                _put(archive, exported.MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
+                _put(archive, exported.MANIFEST, io.BytesIO(json.dumps(asdict(manifest), indent=1).encode()))
                 for digest in sorted(blobs):
-                    _put(archive, f"{exported.BLOBS}{digest}", blobs[digest]())
+                    with blobs[digest]() as blob:
+                        _put(archive, f"{exported.BLOBS}{digest}", blob)
             file.flush()
             os.fsync(file.fileno())
         Path(name).rename(path)
@@ -223,10 +231,11 @@ def write(path: Path, manifest: Manifest, blobs: dict[str, Callable[[], bytes]])
     fsync_dir(path.absolute().parent)
 
 
-def _put(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+def _put(archive: tarfile.TarFile, name: str, data: IO[bytes]) -> None:
     about = tarfile.TarInfo(name)
-    about.size, about.mode = len(data), 0o600
-    archive.addfile(about, io.BytesIO(data))
+    about.size, about.mode = data.seek(0, os.SEEK_END), 0o600
+    data.seek(0)
+    archive.addfile(about, data)
 
 
 Secret = Callable[[str, Path], str]

@@ -22,7 +22,7 @@ from images import keys
 from images.manifest import canonical
 from images.read import Bundle
 from partitions.boot.state import is_good
-from updater.checks import Check
+from updater.checks import Check, examine
 from updater.exporting import fingerprint
 from updater.node import Node
 from zdu.rehearsal import Record, hashed, read_record, unfit
@@ -89,16 +89,21 @@ class Accepted:
         return f"rehearsed {self.record.made}, {seconds} ({self.path.name})"
 
 
-def demand(node: Node, place: Path | None) -> Accepted | None:
-    """Look for a record that fits what is about to be activated. `place`: a record or a directory of records that the
-    operator names; without it what node.toml says counts, and then not for a slot that was confirmed before.
-
-    Returns None where nothing is demanded. Raises NotRehearsed with the reason for each record that does not fit.
+def demanded(node: Node, place: Path | None) -> list[Check]:
+    """For the plan of `activate`: is there a record that fits what is about to be activated? `place`: a record or a
+    directory of records that the operator names; without it what node.toml says counts. No check where neither demands
+    one.
     """
-    wanted = node.config.rehearsal
+    if place is None and not node.config.rehearsal.require:
+        return []
+    return examine({"rehearsal": lambda: _found(node, place)})
+
+
+def _found(node: Node, place: Path | None) -> str:
+    """The record, in words. Raises NotRehearsed with the reason for each record that does not fit."""
     if place is None:
-        if not wanted.require or is_good(node.boot.read(), node.inactive):
-            return None
+        if is_good(node.boot.read(), node.inactive):
+            return f"not demanded: slot {node.inactive} was confirmed before"
         place = _place(node)
     bundle = node.journal.slot(node.inactive).get("manifest", "")
     if not bundle:
@@ -106,7 +111,7 @@ def demand(node: Node, place: Path | None) -> Accepted | None:
     accepted, reasons = _search(node, bundle, place)
     if accepted is None:
         raise _refused(node, reasons, "", release=str(node.release(node.inactive) or ""))
-    return accepted
+    return str(accepted)
 
 
 def foreseen(node: Node, bundle: Bundle) -> list[Check]:

@@ -35,7 +35,7 @@ from updater.hooks import hooks
 from updater.kept import CopyAgain, edited_since
 from updater.migrating import Migrate, blocking_steps
 from updater.node import Node
-from updater.rehearsed import foreseen
+from updater.rehearsed import demanded, foreseen
 from updater.verify import undeclared
 
 
@@ -163,9 +163,14 @@ def plan_stage(node: Node, bundle: Bundle, source: str, wishes: Wishes) -> Plan:
 
 
 def plan_activate(
-    node: Node, *, window: Window | None = None, by_hand: bool = False, accept_no_rollback: bool = False
+    node: Node,
+    *,
+    window: Window | None = None,
+    by_hand: bool = False,
+    accept_no_rollback: bool = False,
+    rehearsal: Path | None = None,
 ) -> Plan:
-    """What `activate` would do, with every check made."""
+    """What `activate` would do, with every check made. `rehearsal`: where the record of one is demanded to be."""
     slot = node.inactive
     release = node.release(slot)
     carried = ["files-again"] if edited_since(node, slot) else []
@@ -178,7 +183,7 @@ def plan_activate(
     return Plan(
         verb="activate",
         title=f"{node.release(node.booted) or 'unknown'} → {release or 'unknown'} on {node.config.name}",
-        checks=[*checks, *due.checks],
+        checks=[*checks, *demanded(node, rehearsal), *due.checks],
         decisions=due.decisions,
         record={
             "slot": slot,
@@ -239,13 +244,17 @@ def activate(
     window: Window | None = None,
     by_hand: bool = False,
     accept_no_rollback: bool = False,
+    rehearsal: Path | None = None,
 ) -> Outcome:
     """Flip to the staged slot and reboot into it. It is confirmed after the boot, or loses its tries and falls back.
 
-    `by_hand`: flip only; the operator reboots. Raises UpdaterError with nothing changed.
+    `by_hand`: flip only; the operator reboots. `rehearsal`: only with a record of one that is there, a file or a
+    directory. Raises UpdaterError with nothing changed.
     """
     with locked(node, "activate"):
-        plan = plan_activate(node, window=window, by_hand=by_hand, accept_no_rollback=accept_no_rollback)
+        plan = plan_activate(
+            node, window=window, by_hand=by_hand, accept_no_rollback=accept_no_rollback, rehearsal=rehearsal
+        )
         raise_first(list(plan.checks), "cannot activate")
         node.journal.set_fact("flip-boot", None)
         run = node.journal.begin("activate", plan.record)

@@ -128,7 +128,7 @@ def activate(
     Example: updater activate --window 02:00-04:00
     """
     from core.window import Window
-    from updater import rehearsed, upgrade
+    from updater import upgrade
 
     try:
         hours = Window.parse(window) if window else None
@@ -137,15 +137,12 @@ def activate(
     with opened() as (node, report):
         if hours is not None and wait and not dry_run:
             _wait_for(hours, report)
-        if (record := rehearsed.demand(node, require_rehearsal)) is not None:
-            report.note(str(record))
+        wishes = {"by_hand": no_reboot, "accept_no_rollback": accept_no_rollback}
         if dry_run:
-            planned = upgrade.plan_activate(
-                node, window=hours, by_hand=no_reboot, accept_no_rollback=accept_no_rollback
-            )
+            planned = upgrade.plan_activate(node, window=hours, rehearsal=require_rehearsal, **wishes)
             _show(planned, "cannot activate")
             return
-        outcome = upgrade.activate(node, report, window=hours, by_hand=no_reboot, accept_no_rollback=accept_no_rollback)
+        outcome = upgrade.activate(node, report, window=hours, rehearsal=require_rehearsal, **wishes)
         finish(followed(node, outcome, report))
 
 

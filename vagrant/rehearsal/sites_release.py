@@ -14,7 +14,7 @@ from vagrant.disk import Layout, make_disk
 from vagrant.loader import esp_files
 from vagrant.node import COMPATIBLE, Lab, agent_units, install
 from vagrant.rehearsal.sites_base import NEW_DATABASE, base_tree
-from vagrant.rehearsal.sites_catalogue import write_catalogue
+from vagrant.rehearsal.sites_operator import switch, write_catalogue
 from vagrant.tree import AGENT, File, Files, enabled, release_tree
 
 OLD, NEW = "MR95-1", "MR96-1"
@@ -91,25 +91,6 @@ import charging
 charging.main(sys.argv[1])
 """
 
-#: What an operator has: a switch of a site that remembers how it stands.
-_SWITCH = f"""#!/bin/sh
-set -e
-file={DATA}/state-$1
-case "$1 $2" in
-    *" status") cat $file; exit;;
-    "maintenance enter") word=maintenance;;
-    "maintenance leave") word=open;;
-    "standalone enter") word=alone; echo active > {DATA}/state-billing;;
-    "standalone leave") word=normal;;
-    "billing active") word=active;;
-    "billing standby") word=standby;;
-    *) echo "$1 cannot $2" >&2; exit 2;;
-esac
-echo $word > $file.new
-mv $file.new $file
-echo "$(date +%s.%N) $word" >> $file.history
-"""
-
 #: Healthy is who does all that its configuration says.
 _HEALTH = f"""#!/bin/sh
 cd {CONFIG} || exit 1
@@ -139,7 +120,7 @@ def tree(release: str) -> Path:
         found[unit] = enabled(unit, text)
     for part in found.values():
         files |= part
-    programs = {SWITCH: _SWITCH, HEALTH: _HEALTH, f"{LIB}/call-server": _CALL_SERVER, f"{LIB}/billing": _BILLING}
+    programs = {SWITCH: switch(DATA), HEALTH: _HEALTH, f"{LIB}/call-server": _CALL_SERVER, f"{LIB}/billing": _BILLING}
     files |= {name: File(content=text, mode=0o755) for name, text in programs.items()}
     parts = {"site.xml": HERE / "site.xml", "charging.py": HERE.with_name("sites_charging.py")}
     files |= {f"{LIB}/{name}": File(content=path.read_text()) for name, path in parts.items()}

@@ -22,6 +22,7 @@ from tests.zdu.lab import OWN, Host, Lab, Process, until
 from tests.zdu.programs import HERE, VIP, Kamailio, Keepalived, ahead, favoured
 from tests.zdu.whole import databases
 from tests.zdu.whole.services import agent, keep, node, program, python, sshd, updater
+from vagrant.rehearsal.sites_operator import switch, write_catalogue
 
 OLD, NEW = "MR95-1", "MR96-1"
 
@@ -32,25 +33,6 @@ ADDRESSES = {
     "controller": "10.9.0.5", "caller": "10.9.0.10", "d1": "10.9.0.21", "d2": "10.9.0.22",
     "a-db": "10.9.0.31", "a-sip": "10.9.0.32", "b-db": "10.9.0.41", "b-sip": "10.9.0.42",
 }  # fmt: skip
-
-#: What an operator has: a switch of a site that remembers how it stands.
-_SWITCH = f"""#!/bin/sh
-set -e
-file={OWN}/state-$1
-case "$1 $2" in
-    *" status") cat $file; exit;;
-    "maintenance enter") word=maintenance;;
-    "maintenance leave") word=open;;
-    "standalone enter") word=alone; echo active > {OWN}/state-billing;;
-    "standalone leave") word=normal;;
-    "billing active") word=active;;
-    "billing standby") word=standby;;
-    *) echo "$1 cannot $2" >&2; exit 2;;
-esac
-echo $word > $file.new
-mv $file.new $file
-echo "$(date +%s.%N) $word" >> $file.history
-"""
 
 
 class KeptKamailio(Kamailio):
@@ -203,7 +185,7 @@ def _releases(depot: Path) -> None:
     (tree / "etc").mkdir()
     for file in ("boot/vmlinuz-6.1", "boot/initrd.img-6.1", "etc/release"):
         (tree / file).write_text(f"{NEW} {file}")
-    catalogue = databases.write_catalogue(depot / "migrations")
+    catalogue = write_catalogue(depot / "migrations")
     made_of: list[str | Path] = ["--release", NEW, "--compatible", "sandbox", "--tree", tree, "--size", str(SLOT // 2)]
     made_of += ["--key", depot / "release.pem", "--migrations", catalogue]
     commands: tuple[list[str | Path], ...] = (
@@ -251,8 +233,8 @@ def _call_server(site: Site, a: Site, b: Site, accounts: int, workers: int) -> N
         "port": 8080,
     }
     (host.directory / "charging.json").write_text(json.dumps(config))
-    keep(host, "billing", [*favoured(), *python("tests.zdu.whole.charging", OWN / "charging.json")])
-    program(host, "switch", _SWITCH)
+    keep(host, "billing", [*favoured(), *python("vagrant.rehearsal.sites_charging", OWN / "charging.json")])
+    program(host, "switch", switch(OWN))
     for name, word in (("maintenance", "open"), ("standalone", "normal"), ("billing", "standby")):
         (host.directory / f"state-{name}").write_text(f"{word}\n")
 

@@ -1,11 +1,12 @@
-"""What the rehearsed release changes in the database: an index and a filled column while calls are charged, then a
-change that stops every writer, on the emptied site.
+"""What vendor and operator of the rehearsed sites bring along: the release's migrations, and a switch for the states
+of a site.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 
+#: An index and a filled column while calls are charged, then a change that stops every writer, on the emptied site.
 CATALOGUE = {
     "catalogue.toml": '[databases.billing]\nengine = "mariadb"\nversion = "10.11"\n',
     # While calls are charged: an index on the table that gets a row for each of them.
@@ -58,3 +59,24 @@ def write_catalogue(directory: Path) -> Path:
     for name, text in CATALOGUE.items():
         (directory / name).write_text(text.lstrip())
     return directory
+
+
+def switch(directory: PurePath) -> str:
+    """A program that remembers in a directory how a site stands: maintenance, standalone, billing."""
+    return f"""#!/bin/sh
+set -e
+file={directory}/state-$1
+case "$1 $2" in
+    *" status") cat $file; exit;;
+    "maintenance enter") word=maintenance;;
+    "maintenance leave") word=open;;
+    "standalone enter") word=alone; echo active > {directory}/state-billing;;
+    "standalone leave") word=normal;;
+    "billing active") word=active;;
+    "billing standby") word=standby;;
+    *) echo "$1 cannot $2" >&2; exit 2;;
+esac
+echo $word > $file.new
+mv $file.new $file
+echo "$(date +%s.%N) $word" >> $file.history
+"""
