@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from blake3 import blake3
+
 from core.errors import BundleInvalid, SignatureInvalid
 from core.image import BootFiles
 from core.release import Policy, Release
@@ -130,6 +132,11 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """The canonical form, the one that is signed: JSON, sorted keys, no spaces, UTF-8."""
         return canonical(dataclasses.asdict(self))
+
+    @property
+    def identity(self) -> str:
+        """BLAKE3 of the canonical form, in hex: what slots and records of rehearsals know a bundle by."""
+        return blake3(self.to_bytes()).hexdigest()
 
     def allows(self, installed: Release) -> bool:
         """Whether `installable_over` lets this release follow `installed`. An empty list leaves it to the policy.

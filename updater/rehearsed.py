@@ -13,8 +13,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from blake3 import blake3
-
 from core.errors import ConfigError, NotRehearsed, UpdaterError
 from core.files import write_atomic
 from core.schema import SchemaError, structure
@@ -119,7 +117,7 @@ def foreseen(node: Node, bundle: Bundle) -> list[Check]:
     if not node.config.rehearsal.require:
         return []
     try:
-        accepted, reasons = _search(node, blake3(bundle.manifest.to_bytes()).hexdigest(), _place(node))
+        accepted, reasons = _search(node, bundle.manifest.identity, _place(node))
     except UpdaterError as error:
         return [Check(name="rehearsal", found=error.message, error=error)]
     if accepted is not None:

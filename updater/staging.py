@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-from blake3 import blake3
-
 from core.journal import Facts, StepRecord, StepState
 from core.report import Report
 from images.read import Bundle
@@ -267,7 +265,7 @@ class Seal(_SlotStep):
                 "release": manifest.release,
                 "lts": manifest.lts,
                 "content": manifest.image.content,
-                "manifest": blake3(manifest.to_bytes()).hexdigest(),
+                "manifest": manifest.identity,
                 "filesystem": manifest.image.filesystem,
                 "seal": seal,
                 "seal_size": manifest.image.size,

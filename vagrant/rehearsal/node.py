@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from blake3 import blake3
-
 from core.errors import NotPermitted, NotReady, RehearsalFailed, UpdaterError, WrongState
 from images.read import Bundle
 from updater import exported, rehearsed
@@ -124,7 +122,7 @@ def stage(options: Options) -> Iterator[Stage]:
         if following is not None:
             with Bundle.open(str(following), trust) as bundle:
                 target = bundle.manifest.release
-                identity = blake3(bundle.manifest.to_bytes()).hexdigest()
+                identity = bundle.manifest.identity
         tell(f"{start} is made as it is on {export.manifest.node.name}")
         installed = install(export, current, following, work)
         with Guest(installed.disk, work / "machine", memory=options.memory) as guest:
