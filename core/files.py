@@ -67,6 +67,22 @@ def overwrite_in_place(path: Path, data: bytes) -> None:
         os.close(fd)
 
 
+def read_only(path: Path) -> bool:
+    """Whether the filesystem that `path` lies on is mounted read-only, as ext4 does by itself after an error."""
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
+def remount(path: Path) -> list[str]:
+    """What to do where `path` lies on a filesystem that is mounted read-only."""
+    return [
+        "dmesg | grep -iE 'error|remount'    says why",
+        f"mount -o remount,rw $(findmnt -nT {path} -o TARGET)",
+    ]
+
+
 @contextmanager
 def exclusive_lock(path: Path, *, purpose: str) -> Iterator[None]:
     """Hold an exclusive lock on the file while in the context; it dies with the process, whatever happens.
@@ -84,11 +100,12 @@ def exclusive_lock(path: Path, *, purpose: str) -> Iterator[None]:
         ) from error
     except OSError as error:
         kind = NoSpace if error.errno == errno.ENOSPC else NotReady
+        ways_out = remount(path.parent) if error.errno == errno.EROFS else [f"df -h {path.parent}"]
         raise kind(
             f"cannot make the lock {path}",
             what=error.strerror or str(error),
             state="this command changed nothing",
-            next=[f"df -h {path.parent}", "updater doctor"],
+            next=[*ways_out, "updater doctor"],
         ) from error
     try:
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from core.errors import Busy, NoSpace, NotPermitted, NotReady
+from core.files import read_only, remount
 
 
 class Store:
@@ -103,6 +104,12 @@ def translated(path: Path, what: str) -> Iterator[None]:
             raise NoSpace(f"no space left to write {what} {path}", next="free space on the data partition") from error
         if code.startswith("SQLITE_BUSY"):
             raise Busy(f"{what} {path} is in use", what=str(error), next="try again in a moment") from error
+        if read_only(path.parent):
+            raise NotReady(
+                f"cannot write {what} {path}: it is mounted read-only",
+                what=str(error),
+                next=remount(path.parent),
+            ) from error
         if code.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN")):
             raise NotPermitted(f"cannot open {what} {path}", what=str(error), next="run it as root (sudo)") from error
         raise NotReady(

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from core.errors import UpdaterError
+from core.files import read_only, remount
 from core.journal import Journal
 from partitions import checks
 from partitions.boot.backend import open_backend
@@ -102,6 +103,11 @@ def _data(config: NodeConfig) -> str:
     mode = config.data.stat().st_mode
     if mode & stat.S_IWOTH:
         raise _FaultError(f"{config.data} is writable by everybody", f"chmod o-w {config.data}")
+    if read_only(config.data):
+        raise _FaultError(
+            f"{config.data} is mounted read-only",
+            *remount(config.data),
+        )
     free = shutil.disk_usage(config.data).free
     if free < ROOM:
         raise _FaultError(f"only {free >> 20} MiB free on {config.data}", f"free at least {ROOM >> 20} MiB")

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from core.errors import UpdaterError
+from core.files import read_only
 from core.journal import Run, RunState, StepState
 from partitions.boot.state import SLOTS, BootState, Slot, SlotState, next_boot
 from updater.node import Node
@@ -99,6 +100,11 @@ def status_of(node: Node) -> Status:
     problems: list[tuple[Indicator, str]] = []
     booted = _try(lambda: node.booted, problems)
     state = _try(node.boot.read, problems)
+    problems += [
+        (Indicator.CRITICAL, f"{path} is mounted read-only: nothing can be activated, confirmed or rolled back")
+        for path in (node.config.boot.esp, node.config.data)
+        if read_only(path)
+    ]
     upgrade = _upgrade(node)
     possible, reason = False, "not known"
     if booted is not None and state is not None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import pytest
 from core.errors import UpdaterError
 from core.run import run
 from tests.updater import lab as nodes
+from updater.doctor import examine_node
+from updater.node import open_node
+from updater.status import status_of
 from vagrant.outages.faults import FaultyVolume
 
 pytestmark = [
@@ -93,17 +97,44 @@ def test_a_boot_environment_that_cannot_be_read_or_written(volume: FaultyVolume,
     assert nodes.look(config)["booted"] == "b"
 
 
-def test_an_esp_that_is_mounted_read_only(volume: FaultyVolume, config: Path, lab: nodes.Lab) -> None:
-    esp = volume.root / "node/esp"
-    nodes.do(config, "stage", lab.bundle("MR96-1"))
-    run("mount", "--bind", esp, esp)
+@contextmanager
+def mounted_read_only(directory: Path) -> Iterator[None]:
+    """As ext4 leaves a filesystem after an error."""
+    run("mount", "--bind", directory, directory)
     try:
-        run("mount", "-o", "remount,bind,ro", esp)
+        run("mount", "-o", "remount,bind,ro", directory)
+        yield
+    finally:
+        run("umount", directory)
+
+
+def test_an_esp_that_is_mounted_read_only(volume: FaultyVolume, config: Path, lab: nodes.Lab) -> None:
+    nodes.do(config, "stage", lab.bundle("MR96-1"))
+    with mounted_read_only(volume.root / "node/esp"):
         assert "not writable" in refused(31, config, "activate").message
         assert nodes.look(config)["open run"] is None
-    finally:
-        run("umount", esp)
+        assert _indicator(config) == ("CRITICAL", "esp")
+    assert _indicator(config) == ("OK", "")
     finished(config)
+
+
+def test_a_data_partition_that_is_mounted_read_only(volume: FaultyVolume, config: Path, lab: nodes.Lab) -> None:
+    nodes.do(config, "stage", lab.bundle("MR96-1"))
+    with mounted_read_only(volume.root / "node/data"):
+        error = refused(11, config, "activate")
+        assert any("Read-only" in line for line in error.what)
+        assert any(line.startswith("mount -o remount,rw") for line in error.next)
+        assert _indicator(config) == ("CRITICAL", "data")
+        (found,) = [each for each in examine_node(config) if each.name == "data directory"]
+        assert "mounted read-only" in found.found and found.mend
+    finished(config)
+
+
+def _indicator(config: Path) -> tuple[str, str]:
+    """What monitoring is told, and the directory that its only problem is about."""
+    with open_node(config) as node:
+        status = status_of(node)
+    return status.indicator, " ".join(Path(problem.split()[0]).name for problem in status.problems)
 
 
 def test_a_full_data_partition(volume: FaultyVolume, config: Path, lab: nodes.Lab) -> None:
