@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -16,6 +15,7 @@ from typing import Any
 from core.errors import ConfigError, DatabaseFailed, HealthFailed, NoSpace, NotReady, RehearsalFailed
 from core.files import inside
 from core.report import Report
+from core.scratch import scratch
 from core.sql import Engine
 from partitions import mounts
 from updater.checks import raise_first, rollback_checks
@@ -83,10 +83,9 @@ def _proved(node: Node, without: Sequence[str], report: Report) -> Proof:
     began = time.monotonic()
     proof = Proof(slot=slot, release=str(node.release(slot) or "the release"), without=sorted(set(without)))
     with (
-        tempfile.TemporaryDirectory(prefix="prove-", dir=node.config.data) as scratch,
+        scratch(node.config.data, "prove") as work,
         mounts.mounted(node.device(slot), read_only=True) as lower,
     ):
-        work = Path(scratch)
         with report.phase("copy", "copies of the databases"):
             copies = _copies(node, without, work, proof)
         health = _health(node, lower)

@@ -38,8 +38,7 @@ def export(
 
     Example: updater export bil-a-03.export --without-content '/etc/acme/customers/*'
     """
-    import tempfile
-
+    from core.scratch import scratch
     from updater import exporting
     from updater.checks import root
     from updater.node import open_node
@@ -49,8 +48,8 @@ def export(
     wishes = exporting.Wishes(without_content=tuple(without_content or ()), data=(data or DataForm.EMPTY).value)
     with interruptible(), open_node(config_path()) as node:
         root()
-        with tempfile.TemporaryDirectory(prefix="export-", dir=node.config.data) as scratch:
-            manifest, blobs = exporting.collect(node, wishes, Path(scratch))
+        with scratch(node.config.data, "export") as work:
+            manifest, blobs = exporting.collect(node, wishes, work)
             if file is not None and not dry_run:
                 exporting.write(file, manifest, blobs)
     if settings.json:
