@@ -35,7 +35,8 @@ def test_in_mid_write(sent: signal.Signals, code: int, kind: str, lab: Lab, node
     error = json.loads(rest.splitlines()[-1])["error"]
     assert error["kind"] == kind and error["exit_code"] == code and error["state"]
     assert "updater resume" in error["next"]
-    assert status(node)["upgrade"]["state"] == "interrupted" and slot(node, "b")["state"] == "bad"
+    left = status(node)
+    assert left["upgrade"]["state"] == "interrupted" and left["next_boot"] == "a" and slot(node, "b")["state"] == "bad"
     done = cli(node, "resume", "--json", before=hurried)
     assert done.code == 0, done
     written = [json.loads(line) for line in done.out.splitlines() if '"write"' in line and '"finished"' in line]

@@ -9,10 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from bundlelab import CHUNK, CREATED, Made, Web, answer, make_ext4
 
 from images import keys
 from images.build import BuildSpec, build
+from tests.images.bundlelab import CHUNK, CREATED, Made, Web, answer, make_ext4
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from bundlelab import NOW, Made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from core.run import run
 from images import keys, payload, sections, trees
 from images.build import BuildSpec, build
 from images.read import Bundle
+from tests.images.bundlelab import NOW, Made
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
-from bundlelab import CHUNK, CREATED, NOW, Made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from images.build import build
 from images.manifest import canonical
 from images.read import HEAD, MAGIC, Bundle
 from images.source import truncated
+from tests.images.bundlelab import CHUNK, CREATED, NOW, Made
 
 
 class Memory:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from bundlelab import NOW, Made, Web, answer
 
 from core.errors import BundleInvalid, SourceUnreachable
 from images.read import Bundle
 from images.source import HttpSource, Patience, ReadAhead, open_source
+from tests.images.bundlelab import NOW, Made, Web, answer
 
 HASTY = Patience(connect=1, silence=0.3, slowest=1 << 20, tries=2, backoff=0.01)
 

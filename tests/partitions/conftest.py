@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from core import faults
+from tests.core.conftest import small_tmpfs
 from tests.partitions.fakes import Heard
+
+__all__ = ["small_tmpfs"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,23 +59,6 @@ def loop(tmp_path: Path) -> Iterator[LoopMaker]:
 def _loops_over(backing: Path) -> list[str]:
     shown = subprocess.run(["losetup", "--associated", str(backing)], capture_output=True, text=True, check=True)
     return shown.stdout.splitlines()
-
-
-@pytest.fixture
-def small_tmpfs(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """``small_tmpfs(bytes)`` mounts a tmpfs of that size."""
-    made: list[Path] = []
-
-    def make(size: int) -> Path:
-        point = tmp_path / f"tmpfs{len(made)}"
-        point.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(point)], check=True)
-        made.append(point)
-        return point
-
-    yield make
-    for point in made:
-        subprocess.run(["umount", "-l", str(point)], check=False)
 
 
 @pytest.fixture

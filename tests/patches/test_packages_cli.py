@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,28 +20,15 @@ from images.keys import load_signer
 from patches.packages import Packages, outcomes
 from patches.registry import Kind, Registry
 from tests.patches.rpmlab import Rpms, plain_root, rpms, shell
+from tests.updater.conftest import lab, memory, place
 from tests.updater.lab import Lab
 from updater.cli import rpm
 from updater.cli.context import settings
 
-__all__ = ["plain_root", "rpms"]
+__all__ = ["lab", "memory", "place", "plain_root", "rpms"]
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="mounts")]
 
 Cli = Callable[..., str]
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    memory = Path("/dev/shm")
-    directory = Path(tempfile.mkdtemp(prefix="updater-tests-", dir=memory if memory.is_dir() else None))
-    yield directory
-    shutil.rmtree(directory)
-
-
-@pytest.fixture
-def lab(place: Path) -> Lab:
-    (place / "lab").mkdir()
-    return Lab.create(place / "lab")
 
 
 @pytest.fixture

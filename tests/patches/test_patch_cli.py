@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,28 +22,16 @@ from patches.keep import Fate
 from patches.kept_record import changed_since
 from patches.patch import apply
 from patches.registry import Kind, Registry
+from tests.updater.conftest import lab, memory, place
 from tests.updater.lab import Lab
 from updater import bundle_root as rooms
 from updater.cli import keep, patch
 from updater.cli.context import settings
 
+__all__ = ["lab", "memory", "place"]
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="mounts")]
 
 Cli = Callable[..., str]
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    base = Path("/dev/shm")
-    directory = Path(tempfile.mkdtemp(prefix="updater-tests-", dir=base if base.is_dir() else None))
-    yield directory
-    shutil.rmtree(directory)
-
-
-@pytest.fixture
-def lab(place: Path) -> Lab:
-    (place / "lab").mkdir()
-    return Lab.create(place / "lab")
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from configlab import is_root, program, sandbox, updater
+
+from tests.templates.configlab import is_root, program, sandbox, updater
 
 SECRET = "s3cret-value"
 

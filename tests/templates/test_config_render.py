@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from configlab import NODE, at, is_root, put, rendered, root_with, section, tree
 
 from core import faults
 from core.errors import ConfigError, ModificationConflict, UpdaterError, WrongState
@@ -18,6 +17,7 @@ from templates.masking import Mask
 from templates.place import Action, undo
 from templates.render import Limits, render
 from templates.tree import GLOBAL, Instance, Tree
+from tests.templates.configlab import NODE, at, is_root, put, rendered, root_with, section, tree
 
 SECRET = "s3cret-value"
 QUICK = Limits(seconds=0.3, seconds_all=2.0, output=1 << 20, memory=256 << 20)

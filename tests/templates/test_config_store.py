@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from configlab import at
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_config_tree import TREES
@@ -19,6 +18,7 @@ from core.errors import ConfigError, NotReady, WrongState
 from templates.exchange import Secrets, dumps, export, read, write
 from templates.store import Author, Store, digest, parse_version
 from templates.tree import GLOBAL, Instance, Tree
+from tests.templates.configlab import at
 
 ME = Author(who="me", why="because")
 

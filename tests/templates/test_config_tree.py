@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from configlab import at, section, tree
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +25,7 @@ from templates.tree import (
     resolve,
     resolve_all,
 )
+from tests.templates.configlab import at, section, tree
 
 NAMES = st.sampled_from(["x", "y", "z"])
 OPTIONS = ["g.a", "g.b", "g.c"]

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import Lab
 
 from core import faults
 from core.errors import FencedOff, NotReady, WrongState
 from core.journal import Journal
+from tests.updater.lab import Lab
 from updater import jobs
 from updater.job_files import KEPT, Asked, Jobs, jobs_of
 from updater.jobs import JobState
