@@ -10,12 +10,15 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from vagrant import disk, frozen
 from vagrant.node import Lab
 from vagrant.qemu import Machine
+
+M = TypeVar("M", bound=Machine)
 
 HERE = Path(__file__).parent
 
@@ -55,8 +58,9 @@ def staged(lab: Lab) -> Path:
     return frozen.staged(lab)
 
 
-def _thawed(machine_at: Path, work: Path) -> Iterator[Machine]:
-    with Machine(disk.overlay(machine_at / "disk", work / "disk"), work / "machine") as machine:
+def thawed(machine_at: Path, work: Path, kind: type[M]) -> Iterator[M]:
+    """A machine on a copy of a frozen one, which goes on where that one was."""
+    with kind(disk.overlay(machine_at / "disk", work / "disk"), work / "machine") as machine:
         machine.thaw(machine_at / "state")
         yield machine
 
@@ -64,10 +68,10 @@ def _thawed(machine_at: Path, work: Path) -> Iterator[Machine]:
 @pytest.fixture
 def node(running: Path, tmp_path: Path) -> Iterator[Machine]:
     """A machine of one's own on which MR95-1 runs."""
-    yield from _thawed(running, tmp_path)
+    yield from thawed(running, tmp_path, Machine)
 
 
 @pytest.fixture
 def ready(staged: Path, tmp_path: Path) -> Iterator[Machine]:
     """A machine of one's own on which MR95-1 runs and MR96-1 is staged."""
-    yield from _thawed(staged, tmp_path)
+    yield from thawed(staged, tmp_path, Machine)

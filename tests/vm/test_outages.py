@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.vm.conftest import thawed
 from vagrant import disk
 from vagrant.node import Lab
 from vagrant.outages.cuts import CHANCE, Outages, table
@@ -24,22 +25,16 @@ from vagrant.serve import Server
 GRUBENV = "/efi/updater/grubenv"
 
 
-def _thawed(frozen: Path, work: Path) -> Iterator[FaultyMachine]:
-    with FaultyMachine(disk.overlay(frozen / "disk", work / "disk"), work / "machine") as machine:
-        machine.thaw(frozen / "state")
-        yield machine
-
-
 @pytest.fixture
 def fresh(running: Path, tmp_path: Path) -> Iterator[FaultyMachine]:
     """MR95-1 runs."""
-    yield from _thawed(running, tmp_path)
+    yield from thawed(running, tmp_path, FaultyMachine)
 
 
 @pytest.fixture
 def ready(staged: Path, tmp_path: Path) -> Iterator[FaultyMachine]:
     """MR95-1 runs, MR96-1 is staged."""
-    yield from _thawed(staged, tmp_path)
+    yield from thawed(staged, tmp_path, FaultyMachine)
 
 
 def status(machine: Machine) -> dict[str, Any]:
