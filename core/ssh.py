@@ -154,6 +154,10 @@ class Line:
                     raise SshError(Fault.UNREACHABLE, self.address.target, text) from error
                 time.sleep(0.05)
             except (OSError, EOFError, paramiko.SSHException) as error:
+                if transport.is_active() and time.monotonic() < until:
+                    # of two refusals at once paramiko tells only one that it was refused; others work on this line
+                    time.sleep(0.05)
+                    continue
                 if fresh:
                     raise SshError(Fault.UNREACHABLE, self.address.target, _text(error)) from error
                 transport, fresh = self._ensure(instead_of=transport)

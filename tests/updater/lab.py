@@ -7,7 +7,7 @@ import random
 import shutil
 import sqlite3
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -241,7 +241,7 @@ def look(config: Path) -> dict[str, Any]:
             "runs": len(runs),
             "last run": f"{runs[0].verb} {runs[0].state}" if runs else "",
             "hooks": hooks_ran(config),
-            "status": shown,
+            "status": replace(shown, at=""),
         }
 
 

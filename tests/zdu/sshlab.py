@@ -101,8 +101,9 @@ def _key(path: Path) -> None:
 
 
 @contextmanager
-def sshd(directory: Path, private: dict[Path, Path] | None = None) -> Iterator[Sshd]:
-    """A running sshd with its files in `directory`. `private`: what it sees in place of other files and directories."""
+def sshd(directory: Path, private: dict[Path, Path] | None = None, *, sessions: int = 10) -> Iterator[Sshd]:
+    """A running sshd with its files in `directory`. `private`: what it sees in place of other files and directories;
+    `sessions`: how many commands it runs at a time on one line."""
     directory.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -113,7 +114,7 @@ def sshd(directory: Path, private: dict[Path, Path] | None = None) -> Iterator[S
     (directory / "config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {directory}/host\nAuthorizedKeysFile {directory}/authorized\n"
         "PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\nLogLevel ERROR\n"
-        "MaxStartups 100\n"
+        f"MaxStartups 100\nMaxSessions {sessions}\n"
     )
     Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     own_login = Path("/root/.bashrc")  # what this machine's root does at each login is no part of the test

@@ -17,10 +17,11 @@ import pytest
 from core.errors import Busy, FencedOff, GateNotPassed, HookFailed, RollbackRefused, WrongState
 from tests.zdu import controllerlab as lab
 from zdu.controller import Controller, Ended, say
+from zdu.gates import Facts
 from zdu.lease import holder, take
 from zdu.limits import DrainConfig, NotifyConfig, NotifyKind, WindowConfig
-from zdu.records import Approve, RunState, StepState, Word
-from zdu.runbook import Action
+from zdu.records import Approve, RunState, Sample, StepState, Word
+from zdu.runbook import Action, Gate
 from zdu.sites import Sites
 
 pytestmark = pytest.mark.xdist_group("controller")  # the workflow engine is one for a process
@@ -83,7 +84,23 @@ def until(true: Callable[[], Any], seconds: float = 20) -> Any:
     return found
 
 
-def test_a_run_from_start_to_end(acme: Installation) -> None:
+def test_a_run_from_start_to_end(acme: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    take, look, taken = acme.world.sample, acme.world.look, threading.Event()
+
+    def sample() -> Sample:
+        found = take()
+        if found.delta:
+            taken.set()
+        return found
+
+    def patiently(gate: Gate) -> Facts:
+        """A site on its own is looked at only after a sample was taken of it: here that lasts milliseconds."""
+        if acme.model.alone:
+            taken.wait(20)
+        return look(gate)
+
+    monkeypatch.setattr(acme.world, "sample", sample)
+    monkeypatch.setattr(acme.world, "look", patiently)
     with lab.controller(acme.sites, acme.world) as controller:
         ended = acme.start(controller)
         assert ended.error is None and ended.run.state is RunState.DONE and ended.run.ended

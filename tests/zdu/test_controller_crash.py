@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from core import faults
+from core.errors import FencedOff
 from core.sql import Database, Engine
 from migrations.scratch import scratch_server
 from tests.zdu import controllerlab as lab
@@ -77,7 +78,7 @@ class Server:
         if verb == "sample":
             return self.world.sample()
         if self.fences and fence < max(self.fences):
-            raise AssertionError(f"token {fence} after {self.fences}")
+            return FencedOff("a newer controller was here")  # as a node would: the old one was frozen in the asking
         self.fences.append(fence)
 
         def effect(step: Step, number: int) -> bool:
@@ -126,7 +127,10 @@ class FarWorld:
         if not hasattr(self._mine, "connection"):
             self._mine.connection = Client(self._address)
         self._mine.connection.send((verb, what, self._fence, os.getpid()))
-        return self._mine.connection.recv()
+        answer = self._mine.connection.recv()
+        if isinstance(answer, FencedOff):
+            raise answer
+        return answer
 
 
 def child(sites: Sites, address: str, runbook: Runbook | None, place: str, step: str, lease: float) -> None:

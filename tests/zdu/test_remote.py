@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -247,6 +248,18 @@ def test_threads_share_a_line(server: Sshd, shell: RemoteShell) -> None:
         thread.join(30)
     assert sorted(map(int, results)) == list(range(40))
     assert server.cut() == 1
+
+
+def test_a_server_that_refuses_several_commands_at_once_keeps_its_line(tmp_path: Path) -> None:
+    with (
+        sshd(tmp_path / "sshd", sessions=1) as server,
+        RemoteShell("sip-01", server.reach(connect=60.0)) as shell,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        assert shell.run(["echo", "first"]).stdout == "first\n"
+        asked = threads.map(lambda number: shell.run(["sh", "-c", f"sleep 0.02; echo {number}"]).stdout, range(60))
+        assert [int(said) for said in asked] == list(range(60))
+        assert server.cut() == 1
 
 
 def test_a_host_on_the_way(server: Sshd, tmp_path: Path) -> None:
