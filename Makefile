@@ -3,7 +3,7 @@ PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test check lint bench zdu powercut vmcuts rehearse rehearse-night clean
+.PHONY: help demo test check lint bench zdu powercut vmcuts rehearse test-long clean
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -22,7 +22,7 @@ lint: $(VENV)/.ready
 	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/mypy
 
-rehearse-night: $(VENV)/.ready .packages ## rehearse one node in a machine, from its export to the verdict (a test of ten minutes)
+test-long: $(VENV)/.ready .packages ## what `make test` leaves out: a whole night rehearsed in a machine, and faults inside one (half an hour)
 	$(RUN) -m pytest -q -n 0 -m long tests/vm
 
 bench: $(VENV)/.ready .packages ## measure against peers; ends with one line per figure

@@ -36,8 +36,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="makes root trees, so it needs root"))
         elif lacking:
             item.add_marker(pytest.mark.skip(reason=f"{lacking} is missing: tools/install-system-packages lab"))
-    # what takes longest begins first
-    items.sort(key=lambda item: not item.path.is_relative_to(HERE))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """A machine whose power goes at random instants, and one whose disk, memory or clock fails: it says what is wrong,
 loses nothing, goes on with the release that it runs, and finishes its work when the fault is gone.
+
+The faults that tests/cuts/test_failing_disk.py makes under a sandbox as well are on demand here: ``make test-long``.
 """
 
 from __future__ import annotations
@@ -104,6 +106,7 @@ def test_a_slot_that_cannot_be_written_and_then_little_memory(fresh: FaultyMachi
     assert states(fresh) == {"a": ("MR95-1", "good"), "b": ("MR96-1", "staged")}
 
 
+@pytest.mark.long
 def test_an_esp_that_cannot_be_written_or_read(ready: FaultyMachine) -> None:
     sector = ready.sector_of(GRUBENV)
     ready.run("mount -o remount,ro /efi")
@@ -121,6 +124,7 @@ def test_an_esp_that_cannot_be_written_or_read(ready: FaultyMachine) -> None:
     still_whole(ready)
 
 
+@pytest.mark.long
 def test_a_full_data_partition(ready: FaultyMachine) -> None:
     ready.run("fallocate -l $(($(df --output=avail -B1 /data | tail -1) - 1000000)) /data/full")
     ready.run("cat /dev/zero > /data/rest; sync", check=False)
@@ -130,6 +134,7 @@ def test_a_full_data_partition(ready: FaultyMachine) -> None:
     still_whole(ready)
 
 
+@pytest.mark.long
 def test_a_clock_at_1970(ready: FaultyMachine, lab: Lab) -> None:
     now = int(ready.run("date +%s").stdout)
     ready.run("date -s @1000")

@@ -1,0 +1,27 @@
+"""The order in which tests begin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+#: What takes minutes begins first, so that no worker is left alone with it at the end.
+_FIRST = (
+    "vm",
+    "zdu/test_whole.py",
+    "zdu/test_controller_crash.py",
+    "zdu/test_ledger_crash.py",
+    "updater/test_crash.py",
+)
+
+_HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort by that, and leave the rest as it is."""
+    items.sort(key=lambda item: next((at for at, name in enumerate(_FIRST) if _is_in(item, name)), len(_FIRST)))
+
+
+def _is_in(item: pytest.Item, name: str) -> bool:
+    return item.path.is_relative_to(_HERE / name)
