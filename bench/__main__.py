@@ -3,7 +3,8 @@
     python -m bench [stage] [carry] [configuration] [migrations] [zdu]
 
 Needs root, about 12 GB in /var/tmp while it runs, RAUC, rpm, GNU patch, MariaDB, PostgreSQL and percona-toolkit.
-Everything it makes goes away, also on Ctrl-C. All contenders run at the low priority of our writer, so that other load on the machine meets all alike.
+Everything it makes goes away, also on Ctrl-C. All contenders run at the low priority of our writer, so that other load
+on the machine meets all alike.
 """
 
 from __future__ import annotations
