@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-#: What takes minutes begins first, so that no worker is left alone with it at the end. The first of all makes the disks
-#: of the machines on a new computer, which takes minutes too; the other worker does something else meanwhile.
+#: What takes minutes begins first, so that no worker is left alone with it at the end. The first test of all makes the
+#: disks of the machines on a new computer, which takes minutes too; the other worker does something else meanwhile.
 _FIRST = (
-    "vm/test_upgrade.py",
+    "vm/test_lab.py",
     "zdu/test_whole.py",
     "vm",
     "zdu/test_controller_crash.py",

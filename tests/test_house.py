@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -66,3 +67,10 @@ def test_test_modules_have_names_of_their_own() -> None:
     """They are imported by their bare names: of two that are called the same, a worker can load only one."""
     names = sorted(path.name for path in (ROOT / "tests").rglob("test_*.py"))
     assert [name for name, after in pairwise(names) if name == after] == []
+
+
+@pytest.mark.xdist_group("together")
+def test_groups_stay_together(request: pytest.FixtureRequest) -> None:
+    """Tests that share something of the whole machine are in groups; without them they would meet in two workers."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert request.node.nodeid.endswith("@together")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -45,7 +45,7 @@ class UpgradeSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
-    """Where a node stands (docs/status.md). `skew`: seconds that its clock is ahead of ours, to about a second."""
+    """Where a node stands (docs/status.md). `skew`: seconds that its clock is ahead of ours for certain."""
 
     node: str
     at: str
@@ -293,14 +293,16 @@ def _errors(base: type[UpdaterError] = UpdaterError) -> Iterator[type[UpdaterErr
 
 
 def _skew(at: str, asked: datetime, answered: datetime) -> float:
-    """Its clock against ours at the moment of the answer; it gives whole seconds, so half of one is added."""
+    """How far its clock is off for certain: it was read at some moment between our question and the answer, which comes
+    late from a busy server; and it gives whole seconds.
+    """
     try:
         theirs = datetime.fromisoformat(at)
         theirs = theirs if theirs.tzinfo else theirs.replace(tzinfo=UTC)
     except ValueError:
         return 0.0
-    ours = asked + (answered - asked) / 2
-    return round((theirs - ours).total_seconds() + 0.5, 1)
+    ahead, behind = theirs - answered, asked - (theirs + timedelta(seconds=1))
+    return round(max(ahead.total_seconds(), 0.0) - max(behind.total_seconds(), 0.0), 1)
 
 
 def _shape(data: Any, shape: type[T], server: str) -> T:

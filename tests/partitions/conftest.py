@@ -15,6 +15,7 @@ from tests.partitions.fakes import Heard
 __all__ = ["small_tmpfs"]
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "loop" in getattr(item, "fixturenames", ()):  # /dev/loopN is one namespace for the whole machine

@@ -30,8 +30,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not item.path.is_relative_to(HERE):
             continue
         item.add_marker(pytest.mark.vm)
-        # two machines at a time: two cores are all there is
-        item.add_marker(pytest.mark.xdist_group("vm" if item.path.name == "test_upgrade.py" else "vm faults"))
         if os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="makes root trees, so it needs root"))
         elif lacking:
