@@ -178,6 +178,37 @@ def test_an_xdr_repeated_after_the_switch_is_not_charged_again(alice: World) -> 
     assert not alice.audit()
 
 
+@pytest.mark.parametrize("site", Site)
+def test_main_opens_while_a_repeat_is_on_its_way(alice: World, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine looked at main before that opened, so it did not look into the delta."""
+    alice.enter()
+    call(alice.ledger(), "c1", 1200)
+    sync = alice.sync()
+    sync.lock()
+
+    def die(name: str) -> None:
+        if name == "sync:handed-over":
+            raise InterruptedError
+
+    faults.arm(die)
+    with pytest.raises(InterruptedError):
+        sync.switch()
+    faults.arm(None)
+    ledger = alice.ledger(site, patience=5)
+    looked = ledger.main.pending
+
+    def look_and_open() -> str:
+        seen = looked()
+        sync.switch()
+        return seen
+
+    monkeypatch.setattr(ledger.main, "pending", look_and_open)
+    assert ledger.charge(xdr("c1", 1200)) is Answer.REPEATED
+    sync.transfer()
+    sync.close()
+    assert not alice.audit()
+
+
 def test_an_xdr_charged_on_both_sides_is_posted_once(alice: World) -> None:
     """By an engine that went around `Ledger`."""
     alice.enter()

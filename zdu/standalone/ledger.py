@@ -72,12 +72,13 @@ class Ledger:
         """Charge on main. While charges of the secondary site are still being copied to there, one that was made on the
         delta before the switch, and is repeated now, may be among them.
         """
-        if self.main.pending():
+        pending = self.main.pending()
+        if pending:
             with suppress(SqlError):  # not to be reached: the copying itself never posts an xDR twice
                 before = self.delta.session.retried(lambda: self.delta.find(xdr.id))
                 if before is not None:
                     return repeated(before, xdr)
-        return self.main.charge(xdr)
+        return self.main.charge(xdr, pending=pending)
 
     def _ask(self, on_main: Callable[[], T], on_delta: Callable[[], T]) -> T:
         until = time.monotonic() + self.patience

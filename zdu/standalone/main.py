@@ -138,16 +138,19 @@ class MainLedger:
 
         return session.transaction(work)
 
-    def charge(self, xdr: Xdr) -> Answer:
+    def charge(self, xdr: Xdr, *, pending: str | None = None) -> Answer:
         """Post the adjustment and the xDR, and end the call's reservation. The same xDR again has no effect.
 
-        Raises BeyondLimit when it is more than what is reserved for the call or free, Contradiction when the xDR was
-        charged before with other content, UnknownAccount.
+        `pending`: what `pending()` just said, where the answer led here; NotHere when it is another by now. Raises
+        BeyondLimit when it is more than what is reserved for the call or free, Contradiction when the xDR was charged
+        before with other content, UnknownAccount.
         """
         session = self.session
 
         def work() -> Answer:
-            self._require_open()
+            copied = self._require_open()
+            if pending not in (None, copied):
+                raise NotHere("the main ledger was just opened", state="nothing was changed", next="ask again")
             found = self._require_account(xdr.account)
             if (before := self.find(xdr.id)) is not None:
                 return repeated(before, xdr)
@@ -220,8 +223,9 @@ class MainLedger:
         row = self.session.one(f"SELECT {RESERVATION} FROM ledger_reservations WHERE call_id = %s", (call,))
         return grant_in(self.session, row) if row else None
 
-    def _require_open(self) -> None:
-        row = self.session.one(f"SELECT mode, run FROM ledger_state WHERE id = 1{self.session.shared}")
+    def _require_open(self) -> str:
+        """The run whose charges are still being copied. Nothing of it changes until the transaction ends."""
+        row = self.session.one(f"SELECT mode, run, pending FROM ledger_state WHERE id = 1{self.session.shared}")
         if row is None or row[0] != "open":
             raise NotHere(
                 "the main ledger is closed",
@@ -229,6 +233,7 @@ class MainLedger:
                 state="nothing was changed",
                 next="ask again: the other ledger answers",
             )
+        return str(row[2])
 
     def _account(self, account: str, *, hold: bool = True) -> Account | None:
         row = self.session.one(
