@@ -18,9 +18,8 @@ from zdu.node_answers import JobState, NodeJob
 from zdu.remote import Unreachable
 from zdu.traffic.shell import Shell
 
-#: Seconds between two looks, and for a node to answer what it only has to look up.
+#: Seconds between two looks.
 POLL: Final = 1.0
-ANSWER: Final = 60.0
 
 #: How often a job is begun anew whose process vanished, and how many names a step may use up in all.
 TRIES: Final = 3
@@ -37,8 +36,8 @@ def job_name(run: str, step: str) -> str:
 
 class Agent:
     """The agent of one node. `shell` reaches its server; `command` is the agent; `fence` goes with every verb that
-    changes something; `poll`: seconds between two looks, and `pause` what waits for so long (it may raise, to end the
-    waiting).
+    changes something; `answer`: seconds for what it only has to look up; `poll`: seconds between two looks, and
+    `pause` what waits for so long (it may raise, to end the waiting).
 
     Every call may raise SiteUnreachable, FencedOff, and what the agent itself ended with.
     """
@@ -49,6 +48,7 @@ class Agent:
         *,
         fence: int,
         command: str = "updater",
+        answer: float = 60.0,
         poll: float = POLL,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -56,6 +56,7 @@ class Agent:
         self._shell = shell
         self._command = command
         self._fence = fence
+        self._patience = answer
         self._poll = poll
         self._pause = pause
 
@@ -156,8 +157,8 @@ class Agent:
             raise error
         return "; ".join((error.message, *error.what[:1]))
 
-    def _ask(self, *words: str, timeout: float = ANSWER) -> Result:
-        return self._shell.run([self._command, "--json", *words], timeout=timeout)
+    def _ask(self, *words: str, timeout: float | None = None) -> Result:
+        return self._shell.run([self._command, "--json", *words], timeout=timeout or self._patience)
 
     def _answer(self, result: Result) -> Any:
         """The answer of a verb. Raises what it ended with."""

@@ -74,7 +74,8 @@ class Hands:
 
     def node(self, name: str) -> Node:
         """The node on a server."""
-        return Node(self.shell(name), fence=self.fence, command=self.sites.reach(name).command)
+        reach = self.sites.reach(name)
+        return Node(self.shell(name), fence=self.fence, command=reach.command, answer=reach.answer)
 
     @cached_property
     def dispatchers(self) -> list[Dispatcher]:

@@ -15,7 +15,7 @@ class SshConfig:
     `jump`: hosts on the way, ``[user@]host[:port]``, the first one nearest to the controller. `key`: without one, the
     agent of the user who starts the controller. `known_hosts`: whose key is not in it is not spoken to; the jump hosts
     too. `sudo`: the user is not root and may run `command` with sudo, without a password. `command`: the program that
-    is started there. `connect`: seconds until a server counts as down.
+    is started there. `connect`: seconds until a server counts as down; `answer`: for its agent to say how it stands.
     """
 
     user: str | None = None
@@ -26,6 +26,7 @@ class SshConfig:
     sudo: bool | None = None
     command: str | None = None
     connect: float | None = None
+    answer: float | None = None
 
     def __post_init__(self) -> None:
         faults = []
@@ -35,8 +36,10 @@ class SshConfig:
             path = getattr(self, key)
             if path is not None and not path.is_absolute():
                 faults.append(f"{key}: {path} must be absolute")
-        if self.connect is not None and self.connect <= 0:
-            faults.append("connect: must be more than 0")
+        for key in ("connect", "answer"):
+            seconds = getattr(self, key)
+            if seconds is not None and seconds <= 0:
+                faults.append(f"{key}: must be more than 0")
         faults += [f"{key}: must not be empty" for key in ("user", "command") if getattr(self, key) == ""]
         for number, host in enumerate(self.jump or ()):
             port = host.rpartition("@")[2].rpartition(":")[2] if ":" in host else "22"
@@ -59,6 +62,7 @@ class Reach:
     sudo: bool = False
     command: str = "updater"
     connect: float = 10.0
+    answer: float = 60.0
 
     @classmethod
     def of(cls, host: str, *levels: SshConfig) -> Reach:

@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from tests.zdu.lab import OWN, Host, Lab, NamespaceShell, Process, until
+from vagrant.rehearsal.sip import CALLER, SITE
 from zdu.drivers import DispatcherConfig, DispatcherKind, ProbeConfig, TargetConfig, VipConfig
 from zdu.traffic.dispatcher import dispatcher
 from zdu.traffic.probe import options
@@ -164,7 +165,7 @@ class CallServer:
         self.host = host
         self.statistics = host.directory / "site.csv"
         self.process = host.start(
-            *("sipp", "-sf", HERE / "site.xml", "-i", host.address, "-p", "5060", "-nostdin", "-aa"),
+            *("sipp", "-sf", SITE, "-i", host.address, "-p", "5060", "-nostdin", "-aa"),
             *("-trace_stat", "-stf", self.statistics, "-fd", f"{round(ROW * 1000)}ms"),
             *("-cp", "8888", "-skip_rlimit", "-deadcall_wait", "500"),
         )
@@ -262,7 +263,7 @@ class Caller:
         self.calls = calls
         self.statistics = host.directory / f"calls{len(host.processes)}.csv"
         self.process = host.start(
-            *("sipp", f"{to}:5060", "-sf", HERE / "caller.xml", "-i", host.address, "-p", "5060", "-nostdin"),
+            *("sipp", f"{to}:5060", "-sf", CALLER, "-i", host.address, "-p", "5060", "-nostdin"),
             *("-m", str(calls), "-r", str(rate), "-d", str(round(talk * 1000)), "-l", str(calls)),
             *("-trace_stat", "-stf", self.statistics, "-fd", f"{round(ROW * 1000)}ms"),
             *("-cp", "8888", "-skip_rlimit", "-timeout", "120s"),

@@ -286,6 +286,9 @@ def test_no_agent_an_older_one_and_nonsense(far: Far) -> None:
     far.local.program.write_text("#!/bin/sh\necho hello\n")
     with pytest.raises(CommandFailed, match="no answer that can be read"):
         far.node().status()
+    far.local.program.write_text("#!/bin/sh\nexec sleep 60\n")
+    with pytest.raises(CommandFailed, match=r"did not end within 0\.5 s"):
+        far.node(answer=0.5).status()
     far.local.program.write_text("""#!/bin/sh\necho '{"node": 1}'\n""")
     with pytest.raises(CommandFailed, match="not understood") as told:
         far.node().status()

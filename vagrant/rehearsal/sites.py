@@ -33,8 +33,8 @@ from vagrant.rehearsal.sites_places import BOOKS, DELTA, PLACES, A, B
 from vagrant.rehearsal.sites_run import UPDATER, Controller, Cut, Event
 from vagrant.serve import Server
 
-#: Calls a second: what four emulated machines on two cores carry while two of them are being staged.
-RATE = 2.0
+#: Calls a second: what four emulated machines on two cores carry while all of them are being staged.
+RATE = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vagrant.network import Lan
+from vagrant.rehearsal import sip
 from vagrant.rehearsal.sites_places import CALLER, VIP
-from vagrant.rehearsal.sites_release import HERE
 
 #: More than any rehearsal makes.
 _ENDLESS = 10_000_000
@@ -40,13 +40,15 @@ class Calls:
         self.rate = rate
         self.statistics = work / "calls.csv"
         self.log = work / "calls.log"
+        scenario = work / "caller.xml"
+        scenario.write_text(sip.patient(sip.CALLER))
         self._ended = 0.0
         self._began = time.monotonic()
         period = 1000
         while rate * period / 1000 != int(rate * period / 1000) and period < 60_000:
             period += 1000
         self._process = lan.start(
-            *("sipp", f"{VIP}:5060", "-sf", HERE / "caller.xml", "-i", CALLER, "-p", "5060", "-nostdin"),
+            *("sipp", f"{VIP}:5060", "-sf", scenario, "-i", CALLER, "-p", "5060", "-nostdin"),
             *("-m", str(_ENDLESS), "-r", str(round(rate * period / 1000)), "-rp", str(period), "-l", str(_ENDLESS)),
             *("-d", str(round(talk * 1000)), "-trace_stat", "-stf", self.statistics, "-fd", "1"),
             *("-cp", "8888", "-skip_rlimit", "-cid_str", "%u-rehearsed@%s"),

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vagrant.rehearsal.sites_release import CONFIG, DATA, HEALTH, HERE, SWITCH
+from vagrant.rehearsal.sip import HERE
+from vagrant.rehearsal.sites_release import CONFIG, DATA, HEALTH, SWITCH
 
 CONTROLLER, CALLER, VIP = "10.9.0.5", "10.9.0.10", "10.9.0.20"
 USER, BOOKS, DELTA = "updater", "billing", "delta"
@@ -237,6 +238,7 @@ user = "root"
 key = "{key}"
 known_hosts = "{work}/known_hosts"
 connect = 30
+answer = 240
 
 [limits]
 parallel_servers = 2

@@ -13,6 +13,7 @@ from vagrant import cache
 from vagrant.disk import Layout, make_disk
 from vagrant.loader import esp_files
 from vagrant.node import COMPATIBLE, Lab, agent_units, install
+from vagrant.rehearsal.sip import SITE, patient
 from vagrant.rehearsal.sites_base import NEW_DATABASE, base_tree
 from vagrant.rehearsal.sites_operator import switch, write_catalogue
 from vagrant.tree import AGENT, File, Files, enabled, release_tree
@@ -23,7 +24,6 @@ IMAGE_SIZE = 760 << 20
 #: Seconds for a boot on trial: four machines share two emulated cores.
 BOOT_DEADLINE = 400
 
-HERE = Path(__file__).parent / "sites_files"
 LIB = PurePosixPath("/usr/lib/rehearsal")
 CONFIG = PurePosixPath("/etc/rehearsal")
 DATA = PurePosixPath("/data/site")
@@ -122,8 +122,10 @@ def tree(release: str) -> Path:
         files |= part
     programs = {SWITCH: switch(DATA), HEALTH: _HEALTH, f"{LIB}/call-server": _CALL_SERVER, f"{LIB}/billing": _BILLING}
     files |= {name: File(content=text, mode=0o755) for name, text in programs.items()}
-    parts = {"site.xml": HERE / "site.xml", "charging.py": HERE.with_name("sites_charging.py")}
-    files |= {f"{LIB}/{name}": File(content=path.read_text()) for name, path in parts.items()}
+    parts = {"site.xml": patient(SITE), "charging.py": Path(__file__).with_name("sites_charging.py").read_text()}
+    files |= {f"{LIB}/{name}": File(content=text) for name, text in parts.items()}
+    # the kernel of cloud images has no other; without one no server passes the first check of an upgrade
+    files["/etc/modules-load.d/watchdog.conf"] = File(content="softdog\n")
     return release_tree(release, files=files, foundation=base_tree())  # type: ignore[arg-type]
 
 

@@ -19,9 +19,10 @@ from typing import Any
 from core.sql import Engine
 from migrations.scratch import make_template
 from tests.zdu.lab import OWN, Host, Lab, Process, until
-from tests.zdu.programs import HERE, VIP, Kamailio, Keepalived, ahead, favoured
+from tests.zdu.programs import VIP, Kamailio, Keepalived, ahead, favoured
 from tests.zdu.whole import databases
 from tests.zdu.whole.services import agent, keep, node, program, python, sshd, updater
+from vagrant.rehearsal.sip import SITE
 from vagrant.rehearsal.sites_operator import switch, write_catalogue
 
 OLD, NEW = "MR95-1", "MR96-1"
@@ -212,7 +213,7 @@ def _call_server(site: Site, a: Site, b: Site, accounts: int, workers: int) -> N
     host = site.sip
     (host.directory / "calls").mkdir()
     server = [
-        *ahead(), "sipp", "-sf", HERE / "site.xml", "-i", host.address, "-p", "5060", "-nostdin", "-aa",
+        *ahead(), "sipp", "-sf", SITE, "-i", host.address, "-p", "5060", "-nostdin", "-aa",
         "-cp", "8888", "-skip_rlimit", "-deadcall_wait", "500", "-trace_logs", "-log_file",
     ]  # fmt: skip
     line = " ".join(str(word) for word in server)

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.zdu.lab import OWN, Host, Process, until
-from tests.zdu.programs import HERE, ROW, VIP, Outcome, ahead, outcome_of, rows
+from tests.zdu.programs import ROW, VIP, Outcome, ahead, outcome_of, rows
+from vagrant.rehearsal.sip import CALLER
 
 #: More than any rehearsal makes.
 _ENDLESS = 10_000_000
@@ -26,7 +27,7 @@ class Traffic:
         self._began = time.monotonic()
         self.seconds = 0.0  # for how long it began calls
         self.process = host.start(
-            *(*ahead(), "sipp", f"{VIP}:5060", "-sf", str(HERE / "caller.xml"), "-i", host.address, "-p", "5060"),
+            *(*ahead(), "sipp", f"{VIP}:5060", "-sf", str(CALLER), "-i", host.address, "-p", "5060"),
             *("-m", str(_ENDLESS), "-r", str(rate), "-d", str(round(talk * 1000)), "-l", str(_ENDLESS)),
             *("-trace_stat", "-stf", str(OWN / self.statistics.name), "-fd", f"{round(ROW * 1000)}ms"),
             *("-cp", "8888", "-skip_rlimit", "-nostdin", "-cid_str", "%u-rehearsed@%s"),
@@ -39,7 +40,7 @@ class Traffic:
         number = len(self._long)
         words = ("-m", "1", "-d", str(round(seconds * 500)), "-p", str(5070 + number), "-cp", str(8900 + number))
         call = self.host.start(
-            *("sipp", f"{VIP}:5060", "-sf", HERE / "caller.xml", "-i", self.host.address, "-nostdin"),
+            *("sipp", f"{VIP}:5060", "-sf", CALLER, "-i", self.host.address, "-nostdin"),
             *(*words, "-cid_str", f"%u-long{number}@%s"),
             log=f"long-{number}",
         )
