@@ -30,6 +30,9 @@ FENCE: Final = "fence"
 #: Seconds for a started job to begin; the machine may be busy.
 BEGIN: Final = 60.0
 
+#: Seconds between two looks at a job that is waited for.
+LOOK: Final = 0.2
+
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 _GLOBALS: Final = ("--config", "--json", "--debug")
 #: What a job's process runs. It looks for modules where we found ours: the launcher may have brought us there.
@@ -183,6 +186,18 @@ def status(node: Node, job: str, since: int = 0) -> Job:
         offset=offset,
         more=more,
     )
+
+
+def news(node: Node, job: str, since: int, within: float) -> Job:
+    """As `status`, as soon as there is something new: an event after the offset, or an end. After `within` seconds
+    without any, as it stands.
+    """
+    until = time.monotonic() + within
+    while True:
+        found = status(node, job, since)
+        if found.state is not JobState.RUNNING or found.events or time.monotonic() >= until:
+            return found
+        time.sleep(LOOK)
 
 
 # -- inside

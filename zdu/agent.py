@@ -18,8 +18,9 @@ from zdu.node_answers import JobState, NodeJob
 from zdu.remote import Unreachable
 from zdu.traffic.shell import Shell
 
-#: Seconds between two looks.
+#: Seconds between two looks, at least; and for how long a node is asked to wait for news of a job.
 POLL: Final = 1.0
+WAIT: Final = 5.0
 
 #: How often a job is begun anew whose process vanished, and how many names a step may use up in all.
 TRIES: Final = 3
@@ -59,15 +60,19 @@ class Agent:
         self._patience = answer
         self._poll = poll
         self._pause = pause
+        self._took = 0.0
 
     def start(self, job: str, *verb: str) -> NodeJob:
         """Have a verb begin as a job; if it is known by that name already, only how it stands. Safe to repeat."""
         words = ("job", "start", "--id", job, "--fence", str(self._fence), "--", *verb)
         return answers.job(self._answer(self._ask(*words)), self.name)
 
-    def job(self, job: str, since: int = 0) -> NodeJob:
-        """How a job stands, with its events from an offset on. Raises WrongState when there is no such job."""
-        return answers.job(self._answer(self._ask("job", "status", job, "--since", str(since))), self.name)
+    def job(self, job: str, since: int = 0, *, wait: float = 0) -> NodeJob:
+        """How a job stands, with its events from an offset on; while it runs without any, the node waits so many
+        seconds for one. Raises WrongState when there is no such job.
+        """
+        words = ("job", "status", job, "--since", str(since), "--wait", f"{wait:g}")
+        return answers.job(self._answer(self._ask(*words, wait=wait)), self.name)
 
     def follow(self, job: str, within: float, *, on_event: Events | None = None) -> NodeJob:
         """Wait until a job has ended in any way, also while the node cannot be reached. Raises GateNotPassed after
@@ -77,7 +82,7 @@ class Agent:
         offset, away = 0, ""
         while True:
             try:
-                found = self.job(job, offset)
+                found = self.job(job, offset, wait=max(0, min(WAIT, until - time.monotonic())))
                 away, offset = "", found.offset
                 for event in found.events if on_event else ():
                     assert on_event is not None
@@ -96,7 +101,7 @@ class Agent:
                     state="it may go on there; nothing was broken off",
                     next=f"on {self.name}: updater job status {job}",
                 )
-            self._pause(self._poll)
+            self._rest()
 
     def done(self, job: str, within: float, *verb: str, on_event: Events | None = None) -> NodeJob:
         """Have a verb run as a job to its good end. For verbs that are safe to repeat, and go on with what was left:
@@ -149,7 +154,7 @@ class Agent:
                 self._awaited(error)
                 if time.monotonic() > until:
                     raise
-            self._pause(self._poll)
+            self._rest()
 
     def _awaited(self, error: SiteUnreachable) -> str:
         """What a server says that may be down for a while. Raises the error again when time does not mend it."""
@@ -157,8 +162,15 @@ class Agent:
             raise error
         return "; ".join((error.message, *error.what[:1]))
 
-    def _ask(self, *words: str, timeout: float | None = None) -> Result:
-        return self._shell.run([self._command, "--json", *words], timeout=timeout or self._patience)
+    def _rest(self) -> None:
+        """Between two looks. As long as the last look took, so that a slow node has time for its work."""
+        self._pause(max(self._poll, self._took))
+
+    def _ask(self, *words: str, timeout: float | None = None, wait: float = 0) -> Result:
+        """`wait`: seconds of the answer that the node may spend asleep."""
+        result = self._shell.run([self._command, "--json", *words], timeout=(timeout or self._patience) + wait)
+        self._took = max(0, result.seconds - wait)
+        return result
 
     def _answer(self, result: Result) -> Any:
         """The answer of a verb. Raises what it ended with."""

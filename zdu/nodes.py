@@ -155,7 +155,7 @@ class Node(Agent):
                     state="it was not given up: it may still get there, or fall back by itself",
                     next=[f"on {self.name}: updater status", f"the console of {self.name}, if it stays away"],
                 )
-            self._pause(self._poll)
+            self._rest()
 
     # -- inside
 
@@ -189,7 +189,7 @@ class Node(Agent):
                     state="nothing was changed there by this",
                     next=f"on {self.name}: updater status",
                 )
-            self._pause(self._poll)
+            self._rest()
 
     def _lost_its_way(self, seen: NodeStatus, release: str) -> None:
         if seen.upgrade is not None or seen.booting == release:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,8 +53,8 @@ class Sandbox:
     def start(self, job: str, *verb: object, fence: int = 1, code: int = 0) -> Any:
         return self.updater("job", "start", "--id", job, "--fence", fence, *verb, code=code)
 
-    def job(self, job: str, since: int = 0) -> Any:
-        return self.updater("job", "status", job, "--since", since)
+    def job(self, job: str, since: int = 0, *, wait: float = 0) -> Any:
+        return self.updater("job", "status", job, "--since", since, "--wait", wait)
 
     def ended(self, job: str) -> Any:
         """The job when it has ended."""
@@ -135,6 +136,21 @@ def test_events_come_from_an_offset_on(node: Sandbox, lab: Lab) -> None:
     with (node.data / "jobs" / "s.jsonl").open("ab") as stream:
         stream.write(b'{"kind":"no')  # a line that is being written, or was when the power failed
     assert node.job("s", whole["offset"])["events"] == []
+
+
+def test_news_are_waited_for(node: Sandbox, lab: Lab) -> None:
+    waits = node.slow(60)
+    node.start("s1", "stage", lab.bundle("MR96-1"))
+    until(waits.exists)
+    began = time.monotonic()
+    quiet = node.job("s1", node.job("s1")["offset"], wait=1)
+    assert (quiet["state"], quiet["events"]) == ("running", [])
+    assert time.monotonic() - began >= 1
+    threading.Timer(1, (node.config.parent / "go").touch).start()
+    told = node.job("s1", quiet["offset"], wait=60)
+    assert told["events"] or told["state"] == "done"
+    assert node.ended("s1")["state"] == "done"
+    assert node.job("s1", wait=60)["state"] == "done"  # nothing to wait for
 
 
 def test_the_same_name_is_no_second_run(node: Sandbox, lab: Lab) -> None:

@@ -40,15 +40,18 @@ def start(
 def status(
     job: Id,
     since: Annotated[int, typer.Option(min=0, metavar="OFFSET", help="Events from here on (an answer's offset).")] = 0,
+    wait: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Wait so long for an event or the end, if there is none.")
+    ] = 0,
 ) -> None:
     """Show how a job stands: running, done, failed, or vanished (its process is gone without a word).
 
-    Example: updater job status 4711-stage
+    Example: updater job status 4711-stage --wait 60
     """
     from updater import jobs
 
     with opened() as (node, _):
-        _show(jobs.status(node, job, since))
+        _show(jobs.news(node, job, since, wait))
 
 
 @app.command("list")
