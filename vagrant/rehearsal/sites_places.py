@@ -184,7 +184,7 @@ def _site(place: Place, password: str, accounts: int) -> dict[str, str]:
         "workers": 1,
         "address": place.address,
         "port": 8080,
-        "look": 0.5,
+        "look": 1.5,
     }
     users = (
         "SET SESSION sql_log_bin = 0;\n"

@@ -41,6 +41,15 @@ ExecStart=/bin/sh -c 'sysctl -qw net.ipv4.ip_nonlocal_bind=1; ip link set eth1 u
     ip address add "$(cat {CONFIG}/address)" dev eth1'
 """
 
+#: The kernel of cloud images has no other watchdog; without one no server passes the first check of an upgrade.
+_WATCHDOG = """[Unit]
+Description=Watchdog
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/sbin/modprobe softdog
+"""
+
 
 def _service(what: str, config: str, start: str, *, before: str = "", more: str = "") -> str:
     """A unit that runs where its configuration is there."""
@@ -116,6 +125,7 @@ def tree(release: str) -> Path:
     files: dict[str, object] = {}
     found: dict[str, Files] = {"agent": agent_units(BOOT_DEADLINE)}
     found["network"] = enabled("rehearsal-network.service", _NETWORK, wanted_by="sysinit.target")
+    found["watchdog"] = enabled("rehearsal-watchdog.service", _WATCHDOG)
     for unit, text in SERVICES.items():
         found[unit] = enabled(unit, text)
     for part in found.values():
@@ -124,8 +134,6 @@ def tree(release: str) -> Path:
     files |= {name: File(content=text, mode=0o755) for name, text in programs.items()}
     parts = {"site.xml": patient(SITE), "charging.py": Path(__file__).with_name("sites_charging.py").read_text()}
     files |= {f"{LIB}/{name}": File(content=text) for name, text in parts.items()}
-    # the kernel of cloud images has no other; without one no server passes the first check of an upgrade
-    files["/etc/modules-load.d/watchdog.conf"] = File(content="softdog\n")
     return release_tree(release, files=files, foundation=base_tree())  # type: ignore[arg-type]
 
 
