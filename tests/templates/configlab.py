@@ -101,14 +101,11 @@ def sandbox(directory: Path, name: str = "sandbox") -> Path:
 
 
 def program(directory: Path, config: Path) -> Path:
-    """An executable that is `updater` for that node, whatever its command line offers besides."""
+    """An executable that is `updater` for that node."""
     path = directory / f"updater-{config.parent.name}"
     path.write_text(
         f"#!{sys.executable}\nimport sys\n"
-        "from updater.cli import config, main, render\n"
-        "if not any(group.name == 'config' for group in main.app.registered_groups):\n"
-        "    main.app.add_typer(config.app, name='config')\n"
-        "    render.register(main.app)\n"
+        "from updater.cli import main\n"
         f"sys.argv[1:1] = ['--config', {str(config)!r}]\n"
         "main.main()\n"
     )

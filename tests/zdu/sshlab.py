@@ -176,13 +176,8 @@ def node(directory: Path, releases: Releases, *, release: str = "MR95-1", before
     return SandboxNode(directory, config, program)
 
 
-#: The command line, whichever of its groups are registered already.
-_MAIN = (
-    "from updater.cli import job, main; "
-    "names = [group.name for group in main.app.registered_groups]; "
-    "'job' in names or main.app.add_typer(job.app, name='job'); "
-    "main.main()"
-)
+#: The command line.
+_MAIN = "from updater.cli.main import main; main()"
 
 
 def slow(config: Path, seconds: float) -> None:

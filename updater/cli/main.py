@@ -9,22 +9,7 @@ from typing import Annotated
 import typer
 
 from core.errors import UpdaterError
-from updater.cli import (
-    bundle,
-    config,
-    export,
-    job,
-    keep,
-    migrate,
-    node,
-    patch,
-    render,
-    rpm,
-    sandbox,
-    setup,
-    verify,
-    zdu,
-)
+from updater.cli import export, node, render, setup, verify
 from updater.cli.context import print_json, settings, unexpected, unread
 from updater.cli.quick import Root
 
@@ -73,15 +58,6 @@ setup.register(app)
 render.register(app)
 verify.register(app)
 export.register(app)
-app.add_typer(bundle.app, name="bundle")
-app.add_typer(rpm.app, name="rpm")
-app.add_typer(patch.app, name="patch")
-app.add_typer(keep.app, name="keep")
-app.add_typer(config.app, name="config")
-app.add_typer(migrate.app, name="migrate")
-app.add_typer(job.app, name="job")
-app.add_typer(zdu.app, name="zdu")
-app.add_typer(sandbox.app, name="sandbox")
 
 
 def main() -> None:

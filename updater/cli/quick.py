@@ -1,13 +1,14 @@
 """Commands that start quickly. Typer converts every value with pydantic, whose import takes longer than all of
-`updater status`: so what is not given is not converted, and the global options are taken here. What other packages
-bring (entry points of the group `updater.commands`) is looked up when it is asked for.
+`updater status`: so what is not given is not converted, and the global options are taken here. Groups of commands are
+made when they are asked for, those that other packages bring (entry points of the group `updater.commands`) too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -23,22 +24,25 @@ class Verb(TyperCommand):
         return _spared(super().get_params(ctx))
 
 
+#: Our groups of commands: each is the Typer program `app` of the module of its name.
+GROUPS: Final = ("bundle", "rpm", "patch", "keep", "config", "migrate", "job", "zdu", "sandbox")
+
 #: A package brings a command to the command line under this group of entry points: a Typer program, by its word.
-GROUP = "updater.commands"
+BROUGHT: Final = "updater.commands"
 
 
 class Commands(dict[str, Any]):
-    """Our own commands, and behind them those of other packages: only who asks for a word that is none of ours, or for
-    all of them, pays for the search.
+    """The verbs, and behind them our groups and the commands of other packages: only who asks for one of them, or for
+    all, pays for its making, and who asks for a word that is none of ours for the search.
     """
 
     def get(self, word: str, default: Any = None) -> Any:
-        """The command, loaded if it is another package's."""
+        """The command, made if it was not asked for before."""
         found = super().get(word)
-        return (self._brought(word) or default) if found is None else found
+        return (self._made(word) or default) if found is None else found
 
     def __contains__(self, word: object) -> bool:
-        return super().__contains__(word) or (isinstance(word, str) and self._brought(word) is not None)
+        return super().__contains__(word) or (isinstance(word, str) and self._made(word) is not None)
 
     def __getitem__(self, word: str) -> Any:
         found = self.get(word)
@@ -47,35 +51,39 @@ class Commands(dict[str, Any]):
         return found
 
     def __iter__(self) -> Iterator[str]:
-        self._bring_all()
+        self._make_all()
         return super().__iter__()
 
     def keys(self) -> Any:
         """All words."""
-        self._bring_all()
+        self._make_all()
         return super().keys()
 
     def items(self) -> Any:
         """All words with their commands."""
-        self._bring_all()
+        self._make_all()
         return super().items()
 
-    def _brought(self, word: str) -> Any:
-        from importlib.metadata import entry_points
+    def _made(self, word: str) -> Any:
+        if word in GROUPS:
+            made = typer.main.get_group(import_module(f"updater.cli.{word}").app)
+        elif (brought := self._brought().get(word)) is not None:
+            made = typer.main.get_command(brought.load())
+        else:
+            return None
+        made.name = word
+        self[word] = made
+        return made
 
-        for each in entry_points(group=GROUP, name=word):
-            made = typer.main.get_command(each.load())
-            made.name = word
-            self[word] = made
-            return made
-        return None
+    def _make_all(self) -> None:
+        for word in (*GROUPS, *self._brought()):
+            if not super().__contains__(word):
+                self._made(word)
 
-    def _bring_all(self) -> None:
-        from importlib.metadata import entry_points
+    def _brought(self) -> dict[str, Any]:
+        from importlib.metadata import entry_points  # it brings half of the e-mail package along
 
-        for each in entry_points(group=GROUP):
-            if not super().__contains__(each.name):
-                self._brought(each.name)
+        return {each.name: each for each in entry_points(group=BROUGHT)}
 
 
 class Root(TyperGroup):

@@ -71,13 +71,8 @@ def boots(host: Host) -> list[float]:
     return [float(line) for line in file.read_text().split()] if file.exists() else []
 
 
-#: The command line, with its groups whether or not they are all registered.
-_MAIN = (
-    "from updater.cli import main, zdu; "
-    "names = [group.name for group in main.app.registered_groups]; "
-    "'zdu' in names or main.app.add_typer(zdu.app, name='zdu'); "
-    "main.main()"
-)
+#: The command line.
+_MAIN = "from updater.cli.main import main; main()"
 
 
 def updater() -> list[str]:
