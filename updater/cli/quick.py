@@ -65,6 +65,7 @@ class Commands(dict[str, Any]):
         return super().items()
 
     def _made(self, word: str) -> Any:
+        made: Any
         if word in GROUPS:
             made = typer.main.get_group(import_module(f"updater.cli.{word}").app)
         elif (brought := self._brought().get(word)) is not None:

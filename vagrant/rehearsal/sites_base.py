@@ -35,6 +35,12 @@ rm -rf /usr/share/doc/* /usr/share/man/* /usr/share/info/* /usr/share/locale/* /
     /etc/apt/sources.list.d/host.sources /etc/apt/apt.conf.d/99host /etc/resolv.conf \
     /usr/share/mysql/*/ /usr/bin/mariadb-test* /usr/bin/aria_* /usr/bin/myisam*
 find /usr/bin /usr/sbin -name 'mariadb-*' -size +1M ! -name mariadb-admin ! -name mariadb-dump -delete
+cd /usr/bin
+rm -f perror innochecksum my_print_defaults resolve_stack_dump resolveip replace mariadbd-safe-helper
+cd /usr/lib/modules/*/kernel
+rm -rf fs/btrfs fs/ceph fs/nfs fs/nfsd fs/smb fs/xfs net/ceph net/netfilter net/openvswitch net/sctp net/sunrpc net/tipc
+cd drivers
+rm -rf hv infiniband md media net/ethernet nvme scsi target vhost
 find /usr/lib/python3* -name '*.pyc' -delete
 python3 -m compileall -q --invalidation-mode unchecked-hash /usr/lib/python3.11 /usr/lib/python3/dist-packages || true
 """

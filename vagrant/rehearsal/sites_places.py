@@ -238,7 +238,7 @@ user = "root"
 key = "{key}"
 known_hosts = "{work}/known_hosts"
 connect = 30
-answer = 240
+answer = 600
 
 [limits]
 parallel_servers = 2
