@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.errors import CommandFailed
+from core.errors import CommandFailed, Overran
 
 log = logging.getLogger("updater.run")
 
@@ -101,7 +101,7 @@ def run(
         raise CommandFailed(f"{words[0]} cannot be started", what=[line, *_tail(str(error))[-1:]]) from error
     except sh.SignalException as error:
         if overran.is_set():
-            raise CommandFailed(f"{words[0]} did not end within {timeout:g} s", what=line) from error
+            raise Overran(f"{words[0]} did not end within {timeout:g} s", what=line) from error
         raise CommandFailed(f"{words[0]} was ended by a signal", what=[line, *_tail(error.stderr)]) from error
     seconds = time.monotonic() - started
     stdout = "".join(lines) if on_line is not None else _text(done.stdout)

@@ -11,7 +11,16 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
-from core.errors import CommandFailed, GateNotPassed, NotReady, SiteUnreachable, Terminated, UpdaterError, WrongState
+from core.errors import (
+    CommandFailed,
+    GateNotPassed,
+    NotReady,
+    Overran,
+    SiteUnreachable,
+    Terminated,
+    UpdaterError,
+    WrongState,
+)
 from core.run import Result
 from zdu import node_answers as answers
 from zdu.node_answers import JobState, NodeJob
@@ -25,6 +34,9 @@ WAIT: Final = 5.0
 #: How often a job is begun anew whose process vanished, and how many names a step may use up in all.
 TRIES: Final = 3
 _NAMES: Final = 100
+
+#: A node that reboots, or has too much to do: it is asked again.
+AWAY: Final = (SiteUnreachable, Overran)
 
 T = TypeVar("T")
 Events = Callable[[Mapping[str, Any]], None]
@@ -75,8 +87,8 @@ class Agent:
         return answers.job(self._answer(self._ask(*words, wait=wait)), self.name)
 
     def follow(self, job: str, within: float, *, on_event: Events | None = None) -> NodeJob:
-        """Wait until a job has ended in any way, also while the node cannot be reached. Raises GateNotPassed after
-        `within` seconds; the job goes on.
+        """Wait until a job has ended in any way, also while the node cannot be reached or is slow. Raises GateNotPassed
+        after `within` seconds; the job goes on.
         """
         until = time.monotonic() + within
         offset, away = 0, ""
@@ -89,7 +101,7 @@ class Agent:
                     on_event(event)
                 if found.state is not JobState.RUNNING and not found.more:
                     return found
-            except SiteUnreachable as error:
+            except AWAY as error:
                 away = self._awaited(error)
             else:
                 if found.more:
@@ -145,19 +157,19 @@ class Agent:
         raise CommandFailed(f"{self.name}: {job} was tried {_NAMES} times", next=f"on {self.name}: updater job list")
 
     def _through(self, within: float, look: Callable[[], T]) -> T:
-        """Look; again, for so many seconds, while the node cannot be reached."""
+        """Look; again, for so many seconds, while the node cannot be reached or is slow."""
         until = time.monotonic() + within
         while True:
             try:
                 return look()
-            except SiteUnreachable as error:
+            except AWAY as error:
                 self._awaited(error)
                 if time.monotonic() > until:
                     raise
             self._rest()
 
-    def _awaited(self, error: SiteUnreachable) -> str:
-        """What a server says that may be down for a while. Raises the error again when time does not mend it."""
+    def _awaited(self, error: UpdaterError) -> str:
+        """What is said of a server that is down, or slow, for a while. Raises the error when time does not mend it."""
         if isinstance(error, Unreachable) and not error.may_pass:
             raise error
         return "; ".join((error.message, *error.what[:1]))

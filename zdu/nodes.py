@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from core.errors import GateNotPassed, HealthFailed, NotReady, SiteUnreachable, WrongState
+from core.errors import GateNotPassed, HealthFailed, NotReady, WrongState
 from zdu import node_answers as answers
-from zdu.agent import TRIES, Agent, Events
+from zdu.agent import AWAY, TRIES, Agent, Events
 from zdu.gates import NodeFacts
 from zdu.node_answers import CheckSeen, JobState, MigrationSeen, NodeJob, NodePlan, NodeStatus
 
@@ -138,8 +138,8 @@ class Node(Agent):
         while True:
             try:
                 seen = self.status()
-            except SiteUnreachable as error:
-                news = f"{self.name} is down: {self._awaited(error)}"
+            except AWAY as error:
+                news = f"{self.name} does not answer: {self._awaited(error)}"
             else:
                 if seen.runs == release and seen.good and seen.upgrade is None:
                     return seen

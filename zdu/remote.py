@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from core.errors import CommandFailed, NotPermitted, SiteUnreachable
+from core.errors import CommandFailed, NotPermitted, Overran, SiteUnreachable
 from core.run import ENVIRONMENT, Result
 from core.ssh import DEAD, Address, Fault, Hop, Line, Said, SshError
 from zdu.ssh import Reach
@@ -169,10 +169,8 @@ class RemoteShell:
                 next=f"a line for sudo there: {self.reach.user} ALL=(root) NOPASSWD: ALL",
             )
 
-    def _overran(self, words: list[str], timeout: float, state: str) -> CommandFailed:
-        return CommandFailed(
-            f"{words[0]} on {self.name} did not end within {timeout:g} s", what=_line(words), state=state
-        )
+    def _overran(self, words: list[str], timeout: float, state: str) -> Overran:
+        return Overran(f"{words[0]} on {self.name} did not end within {timeout:g} s", what=_line(words), state=state)
 
 
 def unreachable(name: str, reach: Reach, error: SshError) -> Unreachable:

@@ -264,6 +264,18 @@ def test_a_job_that_takes_too_long_goes_on(far: Far, releases: Releases) -> None
     assert far.node(fence=2).stage("s", bundle(releases), 60).id == "s", "the next controller waits for the same job"
 
 
+def test_a_node_that_is_slow_for_a_while_is_asked_again(far: Far, releases: Releases) -> None:
+    """Each verb is slow once: its job begins once all the same, and is followed to its end."""
+    program = far.local.program
+    asked = program.with_name("asked")
+    first, rest = program.read_text().split("\n", 1)
+    program.write_text(f'{first}\nif ! grep -qx "$3" {asked}; then echo "$3" >> {asked}; sleep 60; fi\n{rest}')
+    asked.touch()
+    job = far.node(answer=4).stage("s", bundle(releases), 120)
+    assert (job.state, job.id) == (JobState.DONE, "s")
+    assert set(asked.read_text().split()) == {"start", "status"}
+
+
 def test_the_waiting_can_be_ended(far: Far) -> None:
     class EndError(Exception):
         pass
