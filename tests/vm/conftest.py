@@ -23,13 +23,15 @@ M = TypeVar("M", bound=Machine)
 HERE = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything here boots a machine, and says so."""
+    """Everything here boots a machine, and says so. One at a time: two of them on two cores wait for each other."""
     lacking = next((name for name in ("qemu-system-x86_64", "debootstrap", "sgdisk") if not shutil.which(name)), None)
     for item in items:
         if not item.path.is_relative_to(HERE):
             continue
         item.add_marker(pytest.mark.vm)
+        item.add_marker(pytest.mark.xdist_group("vm"))
         if os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="makes root trees, so it needs root"))
         elif lacking:
