@@ -220,10 +220,6 @@ class CommandFailed(UpdaterError):
     kind = "command"
 
 
-class Overran(CommandFailed):
-    """A program that was called was still at it when its time was up, and was ended."""
-
-
 class ZduRefused(UpdaterError):
     """A rule of the zero-downtime upgrade forbids it: what is asked for would put service, calls or money at risk."""
 

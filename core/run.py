@@ -15,12 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.errors import CommandFailed, Overran
+from core.errors import CommandFailed
 
 log = logging.getLogger("updater.run")
 
 #: Programs get this and nothing of ours: same output on every machine, no secrets by accident.
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": "/root"}
+
+
+class Overran(CommandFailed):
+    """A program was still at it when its time was up, and was ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,13 +15,12 @@ from core.errors import (
     CommandFailed,
     GateNotPassed,
     NotReady,
-    Overran,
     SiteUnreachable,
     Terminated,
     UpdaterError,
     WrongState,
 )
-from core.run import Result
+from core.run import Overran, Result
 from zdu import node_answers as answers
 from zdu.node_answers import JobState, NodeJob
 from zdu.remote import Unreachable

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from core.errors import CommandFailed, NotPermitted, Overran, SiteUnreachable
-from core.run import ENVIRONMENT, Result
+from core.errors import CommandFailed, NotPermitted, SiteUnreachable
+from core.run import ENVIRONMENT, Overran, Result
 from core.ssh import DEAD, Address, Fault, Hop, Line, Said, SshError
 from zdu.ssh import Reach
 
