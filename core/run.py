@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import CommandFailed
+from core.stopping import not_now
 
 log = logging.getLogger("updater.run")
 
@@ -63,50 +64,55 @@ def run(
         if on_line is not None:
             on_line(text.rstrip("\n"))
 
+    running: Any = None
+
+    def end() -> None:
+        if running is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+
     overran = threading.Event()
+
+    def overrun() -> None:
+        overran.set()
+        end()
+
+    timer = threading.Timer(timeout, overrun)  # sh's own time limit looks ten times a second: 0.1 s for every program
+    timer.daemon = True
     started = time.monotonic()
     try:
-        command: Any = sh.Command(words[0], [*ENVIRONMENT["PATH"].split(":")])
-        running = command(
-            *words[1:],
-            _bg=True,  # so that it can be ended below, whatever stops the waiting
-            _bg_exc=False,
-            _new_group=True,
-            _tty_out=False,
-            _truncate_exc=False,
-            _env={**ENVIRONMENT, **(env or {})},
-            _cwd=str(cwd) if cwd else None,
-            _in=input,
-            _ok_code=range(256),
-            _return_cmd=True,
-            _out=each if on_line is not None else None,
-            _decode_errors="replace",
-        )
-
-        def end() -> None:
-            overran.set()
-            with suppress(ProcessLookupError):
-                os.killpg(running.pid, signal.SIGKILL)
-
-        timer = threading.Timer(timeout, end)  # sh's own time limit looks ten times a second: 0.1 s for every program
-        timer.daemon = True
-        timer.start()
-        try:
-            done = running.wait()
-        except BaseException:  # Ctrl-C and SIGTERM too: nothing of ours goes on behind our back
-            with suppress(ProcessLookupError):
-                os.killpg(running.pid, signal.SIGKILL)
-            raise
-        finally:
-            timer.cancel()
+        with not_now():
+            command: Any = sh.Command(words[0], [*ENVIRONMENT["PATH"].split(":")])
+            running = command(
+                *words[1:],
+                _bg=True,  # so that it can be ended below, whatever stops the waiting
+                _bg_exc=False,
+                _new_group=True,
+                _tty_out=False,
+                _truncate_exc=False,
+                _env={**ENVIRONMENT, **(env or {})},
+                _cwd=str(cwd) if cwd else None,
+                _in=input,
+                _ok_code=range(256),
+                _return_cmd=True,
+                _out=each if on_line is not None else None,
+                _decode_errors="replace",
+            )
+            timer.start()
+        done = running.wait()
     except sh.CommandNotFound as error:
         raise CommandFailed(f"{words[0]} is not installed", what=line) from error
     except sh.ForkException as error:
         raise CommandFailed(f"{words[0]} cannot be started", what=[line, *_tail(str(error))[-1:]]) from error
-    except sh.SignalException as error:
+    except BaseException as error:  # Ctrl-C and SIGTERM too: nothing of ours goes on behind our back
+        end()
+        if not isinstance(error, sh.SignalException):
+            raise
         if overran.is_set():
             raise Overran(f"{words[0]} did not end within {timeout:g} s", what=line) from error
         raise CommandFailed(f"{words[0]} was ended by a signal", what=[line, *_tail(error.stderr)]) from error
+    finally:
+        timer.cancel()
     seconds = time.monotonic() - started
     stdout = "".join(lines) if on_line is not None else _text(done.stdout)
     result = Result(code=done.exit_code, stdout=stdout, stderr=_text(done.stderr), seconds=seconds)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import Interrupted, Terminated, UpdaterError
+from core.stopping import Stopped, stoppable
 
 if TYPE_CHECKING:
     from core.report import Event, Report, Sink
@@ -42,19 +43,12 @@ def config_path() -> Path:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Ctrl-C and SIGTERM become errors that say what to do next; what runs gets to clean up first."""
-
-    def terminate(*_: object) -> None:
-        raise Terminated("terminated", state="the step under way was stopped cleanly", next=AFTER_INTERRUPT)
-
-    before = signal.signal(signal.SIGTERM, terminate)
     try:
-        yield
-    except KeyboardInterrupt as error:
-        raise Interrupted(
-            "interrupted", state="the step under way was stopped cleanly", next=AFTER_INTERRUPT
-        ) from error
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        with stoppable():
+            yield
+    except Stopped as stopped:
+        kind = Terminated if stopped.signal is signal.SIGTERM else Interrupted
+        raise kind(kind.kind, state="the step under way was stopped cleanly", next=AFTER_INTERRUPT) from stopped
 
 
 def unread() -> None:
