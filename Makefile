@@ -22,8 +22,9 @@ lint: $(VENV)/.ready
 	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/mypy
 
-test-long: $(VENV)/.ready .packages ## what `make test` leaves out: a whole night rehearsed in a machine, and faults inside one (half an hour)
-	$(RUN) -m pytest -q -n 0 -m long tests/vm
+test-long: $(VENV)/.ready .packages ## what `make test` leaves out: a whole night in a machine, faults inside one, troubles of a whole ZDU (40 min)
+	@tools/install-system-packages databases sites
+	$(RUN) -m pytest -q -n 0 -m long
 
 bench: $(VENV)/.ready .packages ## measure against peers; ends with one line per figure
 	tools/install-system-packages databases sites bench

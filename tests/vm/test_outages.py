@@ -6,15 +6,14 @@ The faults that tests/cuts/test_failing_disk.py makes under a sandbox as well ar
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.vm.conftest import thawed
+from tests.vm.guest import states, status
 from vagrant import disk
 from vagrant.node import Lab
 from vagrant.outages.cuts import CHANCE, Outages, table
@@ -37,17 +36,6 @@ def fresh(running: Path, tmp_path: Path) -> Iterator[FaultyMachine]:
 def ready(staged: Path, tmp_path: Path) -> Iterator[FaultyMachine]:
     """MR95-1 runs, MR96-1 is staged."""
     yield from thawed(staged, tmp_path, FaultyMachine)
-
-
-def status(machine: Machine) -> dict[str, Any]:
-    """`updater --json status` inside the machine."""
-    found: dict[str, Any] = json.loads(machine.run("updater --json status").stdout)
-    return found
-
-
-def states(machine: Machine) -> dict[str, tuple[str, str]]:
-    """Release and state of both slots."""
-    return {slot["slot"]: (slot["release"], slot["state"]) for slot in status(machine)["slots"]}
 
 
 def refused(machine: Machine, words: str, code: int) -> str:
@@ -87,6 +75,7 @@ def test_three_cuts_in_a_row(staged: Path, lab: Lab, tmp_path: Path, capsys: pyt
     assert not any(cut.wrong for cut in cuts)
 
 
+@pytest.mark.long
 def test_a_slot_that_cannot_be_written_and_then_little_memory(fresh: FaultyMachine, lab: Lab) -> None:
     bundle, slot = lab.bundle("MR96-1"), lab.disk.partitions()["slot-b"]
     with Server(bundle.parent) as server:

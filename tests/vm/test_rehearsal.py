@@ -71,6 +71,7 @@ def test_a_night_is_rehearsed_and_its_record_demanded(ready: Machine, lab: Lab, 
 SLOT = "dd if=/dev/disk/by-partlabel/slot-a bs=1M count=64 iflag=direct status=none | md5sum"
 
 
+@pytest.mark.long
 def test_the_way_back_is_proved_on_copies(ready: Machine) -> None:
     refused = ready.run("updater prove-rollback", check=False)
     assert refused.code == 35, refused.stderr  # nothing was activated yet

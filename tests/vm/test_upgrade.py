@@ -3,51 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
-from typing import Any
 
+from tests.vm.guest import settled, states, status, trick, until
 from vagrant import own
 from vagrant.node import Lab
 from vagrant.qemu import Machine
 from vagrant.serve import Server
-from vagrant.tree import TRICKS
-
-
-def status(machine: Machine) -> dict[str, Any]:
-    """`updater --json status` inside the machine."""
-    found: dict[str, Any] = json.loads(machine.run("updater --json status").stdout)
-    return found
-
-
-def states(machine: Machine) -> dict[str, tuple[str, str]]:
-    """Release and state of both slots."""
-    return {slot["slot"]: (slot["release"], slot["state"]) for slot in status(machine)["slots"]}
-
-
-def settled(machine: Machine) -> dict[str, Any]:
-    """The status once the agent is through with this boot."""
-    machine.run(
-        "while [ $(systemctl show -P ExecMainExitTimestampMonotonic updater-confirm) = 0 ]; do sleep 0.5; done",
-        timeout=180,
-    )
-    found = status(machine)
-    assert found["upgrade"] is None
-    return found
-
-
-def until(machine: Machine, true: Callable[[], bool], timeout: float = 120) -> None:
-    """Wait for something on the machine."""
-    deadline = time.monotonic() + timeout
-    while not true():
-        assert time.monotonic() < deadline, machine.serial_tail()
-        time.sleep(0.1)
-
-
-def trick(machine: Machine, name: str, *, tries: int) -> None:
-    """Make what is in slot b misbehave from its next boot on, and give it so many tries."""
-    machine.push("", f"{TRICKS}/{name}")
-    machine.run(f"sed -i 's/^tries = .*/tries = {tries}/' /etc/updater/node.toml && sync")
 
 
 def test_tried_confirmed_and_rolled_back_by_reboot(ready: Machine) -> None:
@@ -98,30 +59,6 @@ def test_an_unhealthy_release_falls_back_after_its_tries(ready: Machine) -> None
     refused = ready.run("updater rollback", check=False)
     assert refused.code == 35
     assert "acme" in refused.stderr
-
-
-def test_a_kernel_that_panics_falls_back(ready: Machine) -> None:
-    trick(ready, "panic", tries=1)
-    before = len(ready.boots)
-    ready.run("updater activate")
-    seen = [ready.wait_for_kernel(before + number, timeout=180) for number in (1, 2)]
-    assert [boot.slot for boot in seen] == ["b", "a"]
-    ready.wait_for_boot()
-    found = settled(ready)
-    assert states(ready) == {"a": ("MR95-1", "good"), "b": ("MR96-1", "bad")}
-    assert "never came up" in found["problems"][0]
-    assert "Kernel panic" in ready.serial.read_text(errors="replace")
-
-
-def test_a_boot_that_hangs_meets_its_deadline_and_falls_back(ready: Machine) -> None:
-    trick(ready, "hang", tries=1)
-    before = len(ready.boots)
-    ready.run("updater activate")
-    seen = [ready.wait_for_kernel(before + number, timeout=240) for number in (1, 2)]
-    assert [boot.slot for boot in seen] == ["b", "a"]
-    ready.wait_for_boot()
-    settled(ready)
-    assert states(ready) == {"a": ("MR95-1", "good"), "b": ("MR96-1", "bad")}
 
 
 def test_init_finds_the_disks_and_installs(node: Machine) -> None:

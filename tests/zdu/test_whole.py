@@ -35,6 +35,7 @@ def test_the_whole_upgrade_while_everybody_calls(tmp_path: Path) -> None:
     print(ending)
 
 
+@pytest.mark.long
 def test_a_server_that_is_not_healthy_is_left_and_the_way_back_restores_service(tmp_path: Path) -> None:
     """Expected: a-sip tries the new release, falls back by itself, the run stops there and says why. `abort` goes the
     printed way back: everybody on the old release, in the ordinary course of things. The data stays migrated, and the
@@ -60,6 +61,7 @@ def test_a_server_that_is_not_healthy_is_left_and_the_way_back_restores_service(
     assert ending.migrated == {"A": (True, True, True), "B": (True, True, True)}
 
 
+@pytest.mark.long
 def test_troubles_on_the_way(tmp_path: Path) -> None:
     """One upgrade, and everything goes wrong that can; each trouble with what is expected of it in its place."""
     with story(rate=RATE, logs=tmp_path) as told:
