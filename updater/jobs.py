@@ -27,8 +27,8 @@ VERBS: Final = ("plan", "stage", "activate", "confirm", "rollback", "resume", "a
 #: The highest fencing token that was seen: a fact in the journal, so it holds across reboots and slots.
 FENCE: Final = "fence"
 
-#: Seconds for a started job to begin; the machine may be busy.
-BEGIN: Final = 60.0
+#: Seconds for a started job to begin; the machine may be very busy.
+BEGIN: Final = 300.0
 
 #: Seconds between two looks at a job that is waited for.
 LOOK: Final = 0.2

@@ -30,6 +30,11 @@ from zdu.traffic.shell import Shell
 POLL: Final = 1.0
 WAIT: Final = 5.0
 
+#: A node is left alone for so many times as long as its last answer took, that the work there is not held up by the
+#: looking; but for no longer than so many seconds.
+ALONE: Final = 3.0
+LONGEST: Final = 30.0
+
 #: How often a job is begun anew whose process vanished, and how many names a step may use up in all.
 TRIES: Final = 3
 _NAMES: Final = 100
@@ -174,8 +179,8 @@ class Agent:
         return "; ".join((error.message, *error.what[:1]))
 
     def _rest(self) -> None:
-        """Between two looks. As long as the last look took, so that a slow node has time for its work."""
-        self._pause(max(self._poll, self._took))
+        """Between two looks."""
+        self._pause(max(self._poll, min(ALONE * self._took, LONGEST)))
 
     def _ask(self, *words: str, timeout: float | None = None, wait: float = 0) -> Result:
         """`wait`: seconds of the answer that the node may spend asleep."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from typing import Final
 
@@ -11,8 +12,9 @@ from zdu.records import now
 from zdu.runs import Runs
 from zdu.world import World
 
-#: Seconds between two samples.
+#: Seconds between two samples, at least; and how many times as long as the last one took.
 EVERY: Final = 3.0
+ALONE: Final = 3.0
 
 
 class Sampler:
@@ -36,10 +38,11 @@ class Sampler:
 
     def _work(self) -> None:
         while True:
+            began = time.monotonic()
             try:
                 at = now()
                 self._runs.sampled(self._run, replace(self._world.sample(), at=at))
             except UpdaterError:  # a sample that is missing is seen as a gap
                 pass
-            if self._ended.wait(self._every):
+            if self._ended.wait(max(self._every, ALONE * (time.monotonic() - began))):
                 return

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from updater.cli.context import config_path, interruptible, print_json, settings
-from updater.cli.quick import Verb
 
 if TYPE_CHECKING:
     from updater.exported import Manifest
@@ -87,4 +86,4 @@ def _print(manifest: Manifest) -> None:
 
 def register(app: typer.Typer) -> None:
     """Put it into the command line."""
-    app.command(cls=Verb)(export)
+    app.command()(export)

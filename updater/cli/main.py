@@ -11,10 +11,9 @@ import typer
 from core.errors import UpdaterError
 from updater.cli import export, node, render, setup, verify
 from updater.cli.context import print_json, settings, unexpected, unread
-from updater.cli.quick import Root
+from updater.cli.quick import Root, quick
 
 app = typer.Typer(
-    cls=Root,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -58,6 +57,7 @@ setup.register(app)
 render.register(app)
 verify.register(app)
 export.register(app)
+quick(app, Root)
 
 
 def main() -> None:

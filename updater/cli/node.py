@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from updater.cli.context import finish, opened, print_json, settings
-from updater.cli.quick import Verb
 
 if TYPE_CHECKING:
     from core.report import Report
@@ -212,7 +211,7 @@ def history(run: Annotated[str, typer.Argument(metavar="[RUN]", help="One run in
 def register(app: typer.Typer) -> None:
     """Put the verbs into the command line, in the order in which they are used."""
     for verb in (status, plan, stage, activate, confirm, rollback, resume, abort, history):
-        app.command(cls=Verb)(verb)
+        app.command()(verb)
 
 
 def _show(plan: Plan, cannot: str) -> None:

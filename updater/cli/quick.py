@@ -1,6 +1,7 @@
 """Commands that start quickly. Typer converts every value with pydantic, whose import takes longer than all of
-`updater status`: so what is not given is not converted, and the global options are taken here. Groups of commands are
-made when they are asked for, those that other packages bring (entry points of the group `updater.commands`) too.
+`updater status`: so what is missing or plain is not converted by it, and the global options are taken here. Groups of
+commands are made when they are asked for, those that other packages bring (entry points of the group
+`updater.commands`) too.
 """
 
 from __future__ import annotations
@@ -17,11 +18,22 @@ from updater.cli.context import settings
 
 
 class Verb(TyperCommand):
-    """A command whose options cost nothing while they are not given (if their default is None or a flag's)."""
+    """A command whose options cost nothing where they are missing, flags, texts or numbers."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """All parameters, Typer's own ones too."""
         return _spared(super().get_params(ctx))
+
+
+def quick(app: typer.Typer, kind: type[TyperGroup] | None = None) -> typer.Typer:
+    """Have it make a `Group` (or another kind of group) with `Verb`s."""
+    app.info.cls = kind or Group
+    for command in app.registered_commands:
+        command.cls = Verb
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            quick(group.typer_instance)
+    return app
 
 
 #: Our groups of commands: each is the Typer program `app` of the module of its name.
@@ -67,9 +79,9 @@ class Commands(dict[str, Any]):
     def _made(self, word: str) -> Any:
         made: Any
         if word in GROUPS:
-            made = typer.main.get_group(import_module(f"updater.cli.{word}").app)
+            made = typer.main.get_group(quick(import_module(f"updater.cli.{word}").app))
         elif (brought := self._brought().get(word)) is not None:
-            made = typer.main.get_command(brought.load())
+            made = typer.main.get_command(quick(brought.load()))
         else:
             return None
         made.name = word
@@ -87,16 +99,20 @@ class Commands(dict[str, Any]):
         return {each.name: each for each in entry_points(group=BROUGHT)}
 
 
-class Root(TyperGroup):
+class Group(TyperGroup):
+    """A group of commands whose options cost no more than those of a `Verb`."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """All parameters, Typer's own ones too."""
+        return _spared(super().get_params(ctx))
+
+
+class Root(Group):
     """The whole command line. Takes the global options, wherever they stand; Typer only shows them."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self.commands = Commands(self.commands)
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """All parameters, Typer's own ones too."""
-        return _spared(super().get_params(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take the global options into `settings`; the rest is Typer's."""
@@ -127,19 +143,50 @@ def take_globals(words: list[str]) -> list[str]:
 
 def _spared(params: list[Any]) -> list[Any]:
     for param in params:
-        single = param.nargs == 1 and not getattr(param, "multiple", False)
-        if param.default is None and single and not param.required and "process_value" not in vars(param):
-            param.process_value = _unless_missing(param)
+        if "process_value" not in vars(param):
+            param.process_value = _unless_plain(param)
     return params
 
 
-def _unless_missing(param: Any) -> Any:
-    """What Typer does with a parameter's value, but for the conversion when it is missing."""
+def _unless_plain(param: Any) -> Any:
+    """What Typer does with a parameter's value, but for the conversion where it is plain."""
     convert, callback = param.process_value, param.callback
 
     def process(ctx: Any, value: Any) -> Any:
-        if value is not None:
+        plain = _plain(param, value)
+        if plain is _NOT:
             return convert(ctx, value)
-        return callback(ctx, param, None) if callback else None
+        return callback(ctx, param, plain) if callback else plain
 
     return process
+
+
+_NOT: Final = object()
+
+
+def _plain(param: Any, value: Any) -> Any:
+    """What Typer would make of a value that is missing, a text, several texts, or a number; of others `_NOT`."""
+    asked = getattr(param, "type_descriptor", None)  # Typers that have none convert by themselves, and quickly
+    several = param.nargs != 1 or getattr(param, "multiple", False)
+    if value is None or (several and len(value) == 0):
+        return _NOT if param.required else [] if several else None
+    if asked is None:
+        return _NOT
+    if several:
+        texts = asked.annotation == list[str] and all(type(each) is str for each in value)
+        return list(value) if texts else _NOT
+    if asked.annotation is str:
+        return value if type(value) is str else _NOT
+    if asked.annotation in (int, float):
+        return _number(asked.annotation, asked.parameter_info, value)
+    return _NOT
+
+
+def _number(kind: type[int] | type[float], limits: Any, value: Any) -> Any:
+    """A number within its limits; of what is none, or too much, `_NOT`: it is for Typer to say what is wrong."""
+    try:
+        number = kind(value)
+    except (TypeError, ValueError):
+        return _NOT
+    low, high = limits.min, limits.max
+    return number if (low is None or number >= low) and (high is None or number <= high) else _NOT

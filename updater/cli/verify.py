@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from updater.cli.context import config_path, interruptible, print_json, settings
-from updater.cli.quick import Verb
 
 if TYPE_CHECKING:
     from updater.verify import Found
@@ -53,7 +52,7 @@ def verify(
 
 def register(app: typer.Typer) -> None:
     """Put it into the command line."""
-    app.command(cls=Verb)(verify)
+    app.command()(verify)
 
 
 def _print(found: Found, *, everything: bool) -> None:
