@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +138,14 @@ def _calls(made: Installation, rate: float) -> Iterator[Calls]:
 
 def _table(ending: Ending) -> None:
     calls, books = ending.calls, ending.books
+    slowest = f"below {calls.slowest_ms:.0f} ms" if isfinite(calls.slowest_ms) else "longer than sipp counts"
     moves = [f"{move['step']}: {move['text']}" for move in ending.report.get("vip_moves", [])]
     boots = ", ".join(f"{name} {'→'.join(slots)}" for name, slots in ending.boots.items())
     rows = {
         "the upgrade took": f"{ending.seconds / 60:.1f} min; the plan had {ending.planned / 60:.0f} min",
         "calls made": f"{calls.made}, {ending.per_second:.1f} a second; {ending.at['A']} on A, {ending.at['B']} on B",
         "failed or cut": f"{calls.lost}",
-        "slowest answer, messages sent again": f"below {calls.slowest_ms:.0f} ms, {calls.retransmissions}",
+        "slowest answer, messages sent again": f"{slowest}, {calls.retransmissions}",
         "call records on the main database": f"{books.xdrs}; missing {books.missing}, foreign {books.foreign}",
         "of them charged on B alone": f"{books.posted}",
         "sums that do not hold": ", ".join(books.wrong) or "none",
