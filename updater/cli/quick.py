@@ -25,9 +25,17 @@ class Verb(TyperCommand):
         return _spared(super().get_params(ctx))
 
 
-def quick(app: typer.Typer, kind: type[TyperGroup] | None = None) -> typer.Typer:
-    """Have it make a `Group` (or another kind of group) with `Verb`s."""
-    app.info.cls = kind or Group
+class Group(TyperGroup):
+    """A group of commands whose options cost no more than those of a `Verb`."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """All parameters, Typer's own ones too."""
+        return _spared(super().get_params(ctx))
+
+
+def quick(app: typer.Typer, kind: type[TyperGroup] = Group) -> typer.Typer:
+    """Have it make `Verb`s in a group of this kind, and in `Group`s inside that."""
+    app.info.cls = kind
     for command in app.registered_commands:
         command.cls = Verb
     for group in app.registered_groups:
@@ -97,14 +105,6 @@ class Commands(dict[str, Any]):
         from importlib.metadata import entry_points  # it brings half of the e-mail package along
 
         return {each.name: each for each in entry_points(group=BROUGHT)}
-
-
-class Group(TyperGroup):
-    """A group of commands whose options cost no more than those of a `Verb`."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """All parameters, Typer's own ones too."""
-        return _spared(super().get_params(ctx))
 
 
 class Root(Group):
