@@ -9,8 +9,6 @@ from typing import Annotated
 
 import typer
 
-from updater.cli.quick import Verb
-
 rehearse = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -129,7 +127,7 @@ def sites(context: typer.Context) -> None:
         raise typer.Exit(main(context.args))
 
 
-@prove_rollback.command(cls=Verb)
+@prove_rollback.command()
 def prove(
     without: Annotated[
         list[str] | None, typer.Option(metavar="DATABASE", help="Leave this database out of the proof. Repeatable.")
