@@ -12,7 +12,7 @@ demo: $(VENV)/.ready .packages ## the main job in a virtual machine: stage, acti
 
 test: $(VENV)/.ready .packages lint ## all tests (devices, mounts and virtual machines included)
 	@tools/install-system-packages tests databases sites bench
-	$(RUN) -m pytest -q -n 2 --dist loadgroup
+	$(RUN) -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 
 check: lint .packages ## linters, types, the direction of imports, the docs
 	$(RUN) -m pytest -q tests/test_house.py tests/docs

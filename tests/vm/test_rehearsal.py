@@ -33,12 +33,16 @@ def rehearse(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([UPDATER, "--json", "rehearse", *words], capture_output=True, text=True, check=False)
 
 
+def exported(machine: Machine, to: Path, *options: str) -> Path:
+    """The export of a machine, brought here."""
+    machine.run(f"updater export /root/lab-1.export {' '.join(options)}")
+    to.write_bytes(fetch(machine, "/root/lab-1.export"))
+    return to
+
+
 @pytest.mark.long
 def test_a_night_is_rehearsed_and_its_record_demanded(ready: Machine, lab: Lab, tmp_path: Path) -> None:
-    ready.run("updater export /root/lab-1.export --data anonymised")
-    export = tmp_path / "lab-1.export"
-    export.write_bytes(fetch(ready, "/root/lab-1.export"))
-
+    export = exported(ready, tmp_path / "lab-1.export", "--data", "anonymised")
     current, following = lab.bundle("MR95-1", first=True), lab.bundle("MR96-1")
     record = tmp_path / "record.json"
     words: list[str | Path] = [
@@ -66,6 +70,68 @@ def test_a_night_is_rehearsed_and_its_record_demanded(ready: Machine, lab: Lab, 
     refused = ready.run("updater activate --require-rehearsal /root/record.json", check=False)
     assert refused.code == 28
     assert "kept files were edited since" in refused.stderr
+
+
+@pytest.mark.long
+def test_a_release_that_is_unhealthy_at_first_falls_back_and_comes_again(
+    ready: Machine, lab: Lab, tmp_path: Path
+) -> None:
+    export = exported(ready, tmp_path / "lab-1.export")
+    ready.kill()
+    words: list[str | Path] = ["--current", lab.bundle("MR95-1", first=True), "--from", export, "--accept-no-rollback"]
+    done = rehearse("node", lab.bundle("MR96-1"), *words, "--fault", "unhealthy")
+    assert done.returncode == 0, done.stdout + done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])["data"]
+    assert all(phase["found"] == phase["expected"] for phase in result["phases"])
+    fell = next(phase for phase in result["phases"] if "unhealthy" in phase["name"])
+    assert fell["found"]["booted"] == "a" and fell["found"]["slots"]["b"][1] == "bad", fell
+
+
+STEPS = """
+[[step]]
+name = "stage"
+run = "updater stage $REHEARSAL_BUNDLE"
+
+[[step]]
+name = "activate"
+run = "updater activate"
+reboots = true
+
+[[step]]
+name = "the machine is known here"
+on = "host"
+run = "$REHEARSAL_SSH grep -qx $REHEARSAL_RELEASE /etc/updater-release"
+
+[[step]]
+name = "a step that fails"
+run = "echo no such thing; exit 3"
+
+[[step]]
+name = "never reached"
+run = "true"
+"""
+
+
+@pytest.mark.long
+def test_steps_of_the_operators_own(ready: Machine, lab: Lab, tmp_path: Path) -> None:
+    export = exported(ready, tmp_path / "lab-1.export")
+    ready.kill()
+    steps = tmp_path / "steps.toml"
+    steps.write_text(STEPS)
+    words: list[str | Path] = [
+        "--current",
+        lab.bundle("MR95-1", first=True),
+        "--from",
+        export,
+        "--bundle",
+        lab.bundle("MR96-1"),
+    ]
+    done = rehearse("custom", steps, *words)
+    assert done.returncode == 29, done.stdout + done.stderr
+    error = json.loads(done.stdout.splitlines()[-1])["error"]
+    told = "\n".join(error["what"])
+    assert "a step that fails" in told and "exit 3, not 0" in told and "no such thing" in told, error
+    assert "never reached" in told and "activate" not in told, error
 
 
 SLOT = "dd if=/dev/disk/by-partlabel/slot-a bs=1M count=64 iflag=direct status=none | md5sum"
