@@ -1,7 +1,8 @@
-"""The order in which tests begin."""
+"""The order in which tests begin, and what all of them need."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,12 @@ _FIRST = (
 _LAST = "vm-late"
 
 _HERE = Path(__file__).parent
+
+
+def pytest_configure() -> None:
+    """Tests send Ctrl-C to programs. These would inherit our deafness where we were started in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
