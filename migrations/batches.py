@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from itertools import pairwise
 from typing import Any, Final
 
@@ -231,6 +231,14 @@ _KINDS: Final[dict[str, Callable[[str], Any]]] = {
 }
 
 
+def _next_below(value: Decimal) -> Decimal:
+    """Less by one in its last digit, exactly: servers have more digits than Python's default context."""
+    _, digits, exponent = value.as_tuple()
+    assert isinstance(exponent, int)  # what servers have as keys is finite
+    exact = Context(prec=len(digits) + 1, Emin=MIN_EMIN, Emax=MAX_EMAX)
+    return exact.subtract(value, Decimal((0, (1,), exponent)))
+
+
 def below(value: Any, column: str) -> Any:
     """Something of the same kind that is less than the smallest key. Raises MigrationFailed where there is nothing."""
     match value:
@@ -241,7 +249,7 @@ def below(value: Any, column: str) -> Any:
         case float():
             return math.nextafter(value, -math.inf)
         case Decimal():
-            return value - 1
+            return _next_below(value)
         case dt.datetime() if value.replace(tzinfo=None) > dt.datetime.min:
             return value - dt.timedelta(microseconds=1)
         case dt.datetime():
