@@ -257,6 +257,7 @@ def _initialise(engine: Engine, home: Path) -> None:
             program(engine, "mariadb-install-db"),
             "--no-defaults",
             f"--datadir={home / 'data'}",
+            f"--tmpdir={home}",  # where others have theirs, it would remove what they use
             "--auth-root-authentication-method=socket",
             f"--auth-root-socket-user={_owner(engine) or pwd.getpwuid(os.geteuid()).pw_name}",
             "--skip-test-db",

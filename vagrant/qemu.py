@@ -119,7 +119,7 @@ class Machine:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=inherited
             )
         deadline = time.monotonic() + 20
-        while not (self._sockets / "qmp").exists():
+        while not _listens(self._sockets / "qmp"):
             if not self.running or time.monotonic() > deadline:
                 raise MachineError(f"QEMU did not start: {(self.work / 'qemu.log').read_text()[-2000:]}")
             time.sleep(0.02)
@@ -342,6 +342,16 @@ class Machine:
 
     def _failure(self, message: str) -> MachineError:
         return MachineError(f"{message}\n--- serial console\n{self.serial_tail()}")
+
+
+def _listens(monitor: Path) -> bool:
+    """Whether QEMU takes connections there: the socket's file is there a moment earlier."""
+    with socket.socket(socket.AF_UNIX) as link:
+        try:
+            link.connect(str(monitor))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
 
 
 def ask(monitor: Path, command: str, **arguments: Any) -> Any:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -158,3 +161,16 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_what_another_server_has_in_the_temporary_directory_stays() -> None:
+    """A MariaDB that starts removes what looks like its own from there; one of the operator's may be using it."""
+    others = Path(tempfile.gettempdir(), f"#sql-temptable-{secrets.token_hex(4)}.MAI")
+    others.touch()
+    try:
+        if os.geteuid() == 0:
+            shutil.chown(others, "mysql")
+        with make_template(Engine.MARIADB):
+            assert others.exists()
+    finally:
+        others.unlink(missing_ok=True)
