@@ -234,7 +234,7 @@ _KINDS: Final[dict[str, Callable[[str], Any]]] = {
 def _next_below(value: Decimal) -> Decimal:
     """Less by one in its last digit, exactly: servers have more digits than Python's default context."""
     _, digits, exponent = value.as_tuple()
-    assert isinstance(exponent, int)  # what servers have as keys is finite
+    assert isinstance(exponent, int)  # as of all that are finite
     exact = Context(prec=len(digits) + 1, Emin=MIN_EMIN, Emax=MAX_EMAX)
     return exact.subtract(value, Decimal((0, (1,), exponent)))
 
@@ -248,7 +248,7 @@ def below(value: Any, column: str) -> Any:
             return value - 1
         case float():
             return math.nextafter(value, -math.inf)
-        case Decimal():
+        case Decimal() if value.is_finite():
             return _next_below(value)
         case dt.datetime() if value.replace(tzinfo=None) > dt.datetime.min:
             return value - dt.timedelta(microseconds=1)

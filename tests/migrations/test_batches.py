@@ -51,6 +51,11 @@ def test_there_is_something_below(value: Any) -> None:
         assert value in ("", b"", uuid.UUID(int=0), dt.datetime.min, dt.date.min)
 
 
+def test_nothing_is_below_what_is_infinite() -> None:
+    with pytest.raises(MigrationFailed, match="a batch cannot begin at the smallest value"):
+        below(Decimal("-Infinity"), "t.id")
+
+
 @pytest.mark.parametrize("value", [True, None, float("nan"), [1]])
 def test_no_keys(value: Any) -> None:
     with pytest.raises(MigrationFailed):
