@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import signal
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import pytest
+
+T = TypeVar("T")
 
 #: What takes minutes begins first, so that no worker is left alone with it at the end. The first test of all makes the
 #: disks of the machines on a new computer, which takes minutes too; the other worker does something else meanwhile.
@@ -36,10 +41,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _turn(item: pytest.Item) -> int:
-    if any(_LAST in marker.args for marker in item.iter_markers("xdist_group")):
+    if any(marker.args[0].startswith(_LAST) for marker in item.iter_markers("xdist_group")):
         return len(_FIRST) + 1
     return next((at for at, name in enumerate(_FIRST) if _is_in(item, name)), len(_FIRST))
 
 
 def _is_in(item: pytest.Item, name: str) -> bool:
     return item.path.is_relative_to(_HERE / name)
+
+
+class Drawn(Protocol):
+    """Chooses from many things of a kind which of them are tried, in their order."""
+
+    def __call__(self, things: Iterable[T], share: int = 4) -> list[T]: ...
+
+
+@pytest.fixture(
+    params=[pytest.param(False, id="a share"), pytest.param(True, id="all of them", marks=pytest.mark.long)]
+)
+def drawn(request: pytest.FixtureRequest) -> Drawn:
+    """All of them in ``make test-long``; else one of `share`, drawn anew each time, and always one at least."""
+    rng = random.Random(seed := random.SystemRandom().randrange(1 << 32))
+    if not request.param:
+        print(f"drawn with seed {seed}")
+
+    def draw(things: Iterable[T], share: int = 4) -> list[T]:
+        everything = list(things)
+        if request.param:
+            return everything
+        chosen = set(rng.sample(range(len(everything)), -(-len(everything) // share)))
+        return [thing for number, thing in enumerate(everything) if number in chosen]
+
+    return draw

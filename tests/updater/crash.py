@@ -28,6 +28,10 @@ from updater.status import STEPS, Indicator, Status
 T = TypeVar("T")
 Seen = dict[str, Any]
 
+#: How one goes on after a death: whether the power was off in between, and the verb.
+Way = tuple[bool, str]
+WAYS: tuple[Way, ...] = ((False, "resume"), (False, "abort"), (True, "resume"), (True, "abort"))
+
 #: Exit code of a child that died at the point where it should.
 DIED = 77
 
@@ -207,8 +211,8 @@ class Tried:
     faults: list[str] = field(default_factory=list)
 
 
-def try_all(scenario: Scenario, work: Path) -> Tried:
-    """Die at every point of the scenario, and go on in every way."""
+def try_all(scenario: Scenario, work: Path, drawn: Callable[[Sequence[Way]], list[Way]]) -> Tried:
+    """Die at every point of the scenario, and go on in the ways that are drawn for each."""
     work.mkdir()
     tried = Tried()
     recording = copy_sandbox(scenario.prepared, work / "recording")
@@ -216,7 +220,7 @@ def try_all(scenario: Scenario, work: Path) -> Tried:
         point for point in points(lambda: scenario.act(recording)) if not scenario.only or point.during in scenario.only
     ]
     known = _Known.of(scenario, work)
-    jobs = [_job(scenario, known, point, work / f"p{n}") for n, point in enumerate(tried.points)]
+    jobs = [_job(scenario, known, point, drawn(WAYS), work / f"p{n}") for n, point in enumerate(tried.points)]
     for point, (ends, found) in zip(tried.points, spread(jobs), strict=True):
         tried.crashes += 1
         tried.ends += ends
@@ -267,7 +271,9 @@ class _Known:
         )
 
 
-def _job(scenario: Scenario, known: _Known, point: Point, work: Path) -> Callable[[], tuple[int, list[str]]]:
+def _job(
+    scenario: Scenario, known: _Known, point: Point, ways: Sequence[Way], work: Path
+) -> Callable[[], tuple[int, list[str]]]:
     def job() -> tuple[int, list[str]]:
         work.mkdir()
         dead = copy_sandbox(scenario.prepared, work / "dead")
@@ -277,15 +283,14 @@ def _job(scenario: Scenario, known: _Known, point: Point, work: Path) -> Callabl
             found.append("the point was not reached again")
         left = _in_child(lambda: look(dead))
         found += _judge_dead(left, known, scenario)
-        for power in (False, True):
-            for way in ("resume", "abort"):
-                ends += 1
-                config = copy_sandbox(work / "dead", work / f"{way}-{power}")
-                label = f"{'power cycle, ' if power else ''}{way}: "
-                try:
-                    found += [label + fault for fault in _go_on(scenario, known, config, left, way=way, power=power)]
-                except ChildFailed as error:
-                    found.append(f"{label}{error}")
+        for power, way in ways:
+            ends += 1
+            config = copy_sandbox(work / "dead", work / f"{way}-{power}")
+            label = f"{'power cycle, ' if power else ''}{way}: "
+            try:
+                found += [label + fault for fault in _go_on(scenario, known, config, left, way=way, power=power)]
+            except ChildFailed as error:
+                found.append(f"{label}{error}")
         shutil.rmtree(work)
         return ends, found
 

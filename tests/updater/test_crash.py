@@ -1,4 +1,6 @@
-"""Power is lost, or the process killed, at every point of every story; then resume, or abort, must end well."""
+"""Power is lost, or the process killed, at every point of every story; then resume, or abort, must end well. Which of
+the two, and whether after a power cycle, is drawn for each point; ``make test-long`` tries all of them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import pytest
 
 from patches.registry import Kind, Registry
 from templates.store import Author, Store
+from tests.conftest import Drawn
 from tests.updater.crash import Scenario, Tried, die_at, in_child, points, step_names, try_all
 from tests.updater.lab import IMAGE, ROOMY, Lab, add_data, add_hooks, copy_sandbox, do, make_unhealthy
 from updater.hooks import MOMENTS
@@ -180,6 +183,7 @@ def test_death_at_every_point(
     memory: Path,
     prepare: Callable[[Case, str], Path],
     tally: Tally,
+    drawn: Drawn,
     record_property: Callable[[str, object], None],
 ) -> None:
     case = CASES[name]
@@ -193,7 +197,7 @@ def test_death_at_every_point(
         only=frozenset(case.only),
         same_bytes=not case.carried,
     )
-    tried = try_all(scenario, memory / f"crash-{label}")
+    tried = try_all(scenario, memory / f"crash-{label}", drawn)
     tally.tried[name] = tried
     tally.seconds += time.monotonic() - begun
     record_property("crash points", tried.crashes)

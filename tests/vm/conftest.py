@@ -23,7 +23,7 @@ M = TypeVar("M", bound=Machine)
 HERE = Path(__file__).parent
 
 #: Begun when a worker has nothing else left, so that both end at about the same time.
-LATE = ("test_bad_boots.py", "test_network.py", "test_outages.py")
+LATE = ("test_bad_boots.py", "test_outages.py")
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not item.path.is_relative_to(HERE):
             continue
         item.add_marker(pytest.mark.vm)
-        item.add_marker(pytest.mark.xdist_group("vm-late" if item.path.name in LATE else "vm"))
+        item.add_marker(pytest.mark.xdist_group(f"vm-late-{item.name}" if item.path.name in LATE else "vm"))
         if os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="makes root trees, so it needs root"))
         elif lacking:

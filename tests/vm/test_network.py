@@ -16,6 +16,7 @@ from vagrant.node import Lab
 from vagrant.qemu import Machine
 
 
+@pytest.mark.long  # `make rehearse` stands on it, too
 @pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="there is no /dev/net/tun")
 def test_a_machine_is_reached_through_its_second_card_also_after_a_power_cut(lab: Lab, tmp_path: Path) -> None:
     base = lab.base_disk("MR95-1", lab.bundle("MR95-1", first=True))

@@ -1,6 +1,6 @@
 """Deaths between any two statements, on real MariaDB: killed processes, killed connections, commits without an answer.
 
-A recording run finds the points; nothing lists them. Each is then tried by itself.
+A recording run finds the points; nothing lists them. Each that is drawn is then tried by itself.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 
 from core import faults
 from core.sql import Connection, Database, Reason, SqlError
+from tests.conftest import Drawn
 from tests.zdu.ledgerlab import PRICE, World, xdr
 from zdu.standalone.delta import Mode
 from zdu.standalone.entries import Answer
@@ -157,11 +158,11 @@ def in_child(world: World, action: Callable[[World], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_a_process_killed_between_any_two_statements(mariadb_world: World) -> None:
+def test_a_process_killed_between_any_two_statements(mariadb_world: World, drawn: Drawn) -> None:
     world = mariadb_world
     total = len(points(world))
     assert total > 100
-    for number in range(1, total + 1):
+    for number in drawn(range(1, total + 1)):
         begin(world)
 
         def doomed(its: World, number: int = number) -> None:
@@ -188,10 +189,10 @@ def release_locks_of_the_dead(world: World) -> None:
     raise AssertionError("a transaction of the dead process stays")
 
 
-def test_connections_killed_between_any_two_statements(mariadb_world: World) -> None:
+def test_connections_killed_between_any_two_statements(mariadb_world: World, drawn: Drawn) -> None:
     world = mariadb_world
     total = len(points(world))
-    for number in range(1, total + 1):
+    for number in drawn(range(1, total + 1)):
         begin(world)
         at(number, lambda: kill_connections(world))
         story(world)
