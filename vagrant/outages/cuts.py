@@ -18,11 +18,11 @@ from vagrant.qemu import Boot, MachineError
 
 #: How often the power goes during a verb (with the restart and the confirmation that follow it), and how many seconds
 #: the verb takes as long as nobody has measured it here.
-CHANCE = {"stage": 0.5, "activate": 0.8, "rollback": 0.8, "resume": 0.5, "abort": 0.4}
+CHANCE = {"stage": 0.7, "activate": 0.9, "rollback": 0.9, "resume": 0.6, "abort": 0.5}
 SECONDS = {"stage": 80.0, "activate": 80.0, "rollback": 70.0, "resume": 50.0, "abort": 10.0}
 
 #: How often the power goes again while the machine is coming up after a cut, and within how many seconds.
-AGAIN, AGAIN_SPAN = 0.25, 30.0
+AGAIN, AGAIN_SPAN = 0.4, 30.0
 
 
 @dataclass(slots=True, kw_only=True)

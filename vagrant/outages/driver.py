@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from core.release import Release
+from core.release import Policy, Release
 from vagrant.outages import guest
 from vagrant.outages.power import VolatileMachine
 from vagrant.qemu import Boot, MachineError
@@ -171,7 +171,8 @@ class Operator:
                 return "activate"
             if status["way_back"]:
                 return "rollback"
-        sick = self.rng.random() < self.sick_chance
+        adjoins = Policy().adjoining(Release.parse(running["release"]), Release.parse(guest.SICK))
+        sick = adjoins and self.rng.random() < self.sick_chance
         return f"stage {self.bundles.sick if sick else self.bundles.sound}"
 
     def _cut_or(self, error: Exception) -> Exception:
