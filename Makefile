@@ -22,8 +22,8 @@ lint: $(VENV)/.ready
 	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/mypy
 
-test-long: $(VENV)/.ready .packages ## what `make test` leaves out: a whole night in a machine, faults inside one, troubles of a whole ZDU (40 min)
-	@tools/install-system-packages databases sites
+test-long: $(VENV)/.ready .packages ## what `make test` leaves out: a whole night in a machine, Vagrant, faults, troubles of a whole ZDU, deaths at every point
+	@tools/install-system-packages tests databases sites vagrant
 	$(RUN) -m pytest -q -n 0 -m long
 
 bench: $(VENV)/.ready .packages ## measure against peers; ends with one line per figure

@@ -34,23 +34,24 @@ class Provider(StrEnum):
     VIRTUALBOX = "virtualbox"
 
 
-_VAGRANTFILE = {
-    Provider.LIBVIRT: """Vagrant.configure("2") do |config|
+_VAGRANTFILE = """Vagrant.configure("2") do |config|
   config.ssh.username = "vagrant"
   config.ssh.insert_key = false
+  # where the release has no sudo, this user is root
+  config.ssh.sudo_command = "if command -v sudo > /dev/null; then sudo -E -H %c; else %c; fi"
   config.vm.synced_folder ".", "/vagrant", disabled: true
-  config.vm.provider :libvirt do |libvirt|
+"""
+
+_MACHINE = {
+    Provider.LIBVIRT: """  config.vm.provider :libvirt do |libvirt|
     libvirt.machine_type = "q35"
     libvirt.disk_bus = "virtio"
-    libvirt.loader = "/usr/share/OVMF/OVMF_CODE_4M.fd"
+    # code and variables in one file; of two files the second would have to be one for each machine
+    libvirt.loader = ENV.fetch("FIRMWARE", "/usr/share/ovmf/OVMF.fd")
   end
 end
 """,
-    Provider.VIRTUALBOX: """Vagrant.configure("2") do |config|
-  config.vm.base_mac = "080027B0C0DE"
-  config.ssh.username = "vagrant"
-  config.ssh.insert_key = false
-  config.vm.synced_folder ".", "/vagrant", disabled: true
+    Provider.VIRTUALBOX: """  config.vm.base_mac = "080027B0C0DE"
   config.vm.provider :virtualbox do |virtualbox|
     virtualbox.customize ["modifyvm", :id, "--firmware", "efi64"]
     virtualbox.customize ["modifyvm", :id, "--nictype1", "virtio"]
@@ -105,7 +106,7 @@ def build_box(
 
 def _parts(provider: Provider, disk: Path, work: Path, size: int) -> list[Path]:
     vagrantfile, metadata = work / "Vagrantfile", work / "metadata.json"
-    vagrantfile.write_text(_VAGRANTFILE[provider])
+    vagrantfile.write_text(_VAGRANTFILE + _MACHINE[provider])
     told: dict[str, object] = {"provider": str(provider)}
     if provider is Provider.LIBVIRT:
         told |= {"format": "qcow2", "virtual_size": -(-size >> 30)}

@@ -22,18 +22,18 @@ INSECURE_KEY = (
 BOOT_DEADLINE = 300
 
 #: At each boot, before sshd: a release that was staged later does not know the user. Where there is no sudo, the user
-#: is another name for root.
+#: is another name for root. Its password is none ("*"), and not locked ("!"): without PAM, sshd lets no locked user in.
 _USER = r"""#!/bin/sh
 set -e
 home=/data/home/vagrant
 if ! id vagrant > /dev/null 2>&1; then
     mkdir -p /data/home
     if command -v sudo > /dev/null; then
-        useradd --create-home --home-dir $home --shell /bin/bash vagrant
+        useradd --password '*' --create-home --home-dir $home --shell /bin/bash vagrant
         printf 'vagrant ALL=(ALL) NOPASSWD: ALL\n' > /etc/sudoers.d/vagrant
         chmod 440 /etc/sudoers.d/vagrant
     else
-        useradd --non-unique --uid 0 --gid 0 --create-home --home-dir $home --shell /bin/bash vagrant
+        useradd --password '*' --non-unique --uid 0 --gid 0 --create-home --home-dir $home --shell /bin/bash vagrant
     fi
 fi
 mkdir -p $home/.ssh
