@@ -21,6 +21,18 @@ def fsync_dir(path: Path) -> None:
         os.close(fd)
 
 
+def fsync_tree(path: Path) -> None:
+    """Make a directory durable with all that is in it: regular files and directories."""
+    for directory, _, names in os.walk(path):
+        for name in names:
+            fd = os.open(Path(directory, name), os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        fsync_dir(Path(directory))
+
+
 def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644, owner: tuple[int, int] | None = None) -> None:
     """Replace the file so that after any cut either the old or the new content is there, whole. `owner`: uid and gid.
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from core.files import fsync_dir
+from core.files import fsync_dir, fsync_tree
 from images import sections
 from images.read import Bundle
 from migrations import catalogue as catalogues
@@ -31,7 +31,7 @@ def catalogue_of(node: Node, slot: Slot) -> Catalogue:
 
 
 def keep(node: Node, slot: Slot, bundle: Bundle) -> None:
-    """Unpack the bundle's catalogue for the slot, in place of what was there: all of it or nothing."""
+    """Unpack the bundle's catalogue for the slot, durably, in place of what was there: all of it or nothing."""
     target = kept(node, slot)
     target.parent.mkdir(exist_ok=True)
     fresh = target.with_name(f".{slot}")
@@ -40,6 +40,7 @@ def keep(node: Node, slot: Slot, bundle: Bundle) -> None:
     if SECTION in bundle.manifest.sections:
         fresh.mkdir()
         sections.unpack(bundle.section(SECTION), fresh)
+        fsync_tree(fresh)
         fresh.rename(target)
     fsync_dir(target.parent)
 

@@ -26,6 +26,9 @@ from tests.templates import configlab
 from tests.updater import lab as nodes
 from tests.updater.crash import in_child
 from tests.zdu import controllerlab as sites
+from updater import catalogues
+from updater.node import open_node
+from updater.upgrade import open_bundle
 from vagrant.outages.stores import AfterCut, CutVolume
 from zdu.records import Approve, RunState, StepState
 from zdu.tables import Tables
@@ -147,6 +150,31 @@ def test_the_journal_of_a_node_and_its_sandbox(
             seen = nodes.look(config)
             assert seen["open run"] is None and not seen["broken"], cut
     tell(f"journal: {len(commits.states)} commits, {counted} cuts, {finished} of them gone on from, 0 bad")
+
+
+def test_the_catalogue_of_a_release(volume: CutVolume, rng: random.Random, tmp_path: Path, tell: Any) -> None:
+    lab = nodes.Lab.create(tmp_path)
+    new = lab.with_data("MR96-1")
+    with volume:
+        config = lab.sandbox(volume.root / "node")
+        nodes.add_data(config)
+        assert nodes.do(config, "stage", lab.bundle("MR96-2")) == "done"  # has no catalogue
+        os.sync()
+        with open_node(config) as node, open_bundle(node, str(new)) as bundle:
+            volume.acknowledge("nothing kept")
+            catalogues.keep(node, "b", bundle)
+            volume.acknowledge("kept")
+            whole = catalogues.catalogue_of(node, "b")
+        assert whole.migrations
+        (volume.root / "later").touch()
+        os.sync()
+    counted = 0
+    for cut in volume.after_cuts(rng, flushes=0, torn=TORN * MORE):
+        counted += 1
+        with open_node(config) as node:
+            found = catalogues.catalogue_of(node, "b")
+        assert found == whole or (not found.migrations and "kept" not in cut.said), cut
+    tell(f"catalogue: {counted} cuts, 0 bad")
 
 
 def test_the_store_of_configurations(

@@ -49,6 +49,8 @@ def _run(work: Path, count: int, seed: int, seconds: float) -> int:
         except (MachineError, Wrong) as error:
             broken = True
             print(f"it cannot go on: {error}", file=sys.stderr)
+            for cut in outages.cuts[-1:]:  # what was looked at after it was not all there is
+                cut.wrong.append(f"afterwards: {error}")
     for line in table(outages.cuts):
         print(line)
     bad = sum(bool(cut.wrong) for cut in outages.cuts)
