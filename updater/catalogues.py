@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from core.errors import CatalogueInvalid
 from core.files import fsync_dir, fsync_tree
 from images import sections
 from images.read import Bundle
@@ -25,9 +26,17 @@ def kept(node: Node, slot: Slot) -> Path:
 
 
 def catalogue_of(node: Node, slot: Slot) -> Catalogue:
-    """The catalogue of the release in a slot; an empty one if it has none. Raises CatalogueInvalid."""
+    """The catalogue of the release in a slot; an empty one if it has none. Raises CatalogueInvalid: it is damaged."""
     path = kept(node, slot)
-    return catalogues.load(path) if path.is_dir() else Catalogue()
+    try:
+        return catalogues.load(path) if path.is_dir() else Catalogue()
+    except CatalogueInvalid as error:  # it was in order when it was unpacked
+        raise CatalogueInvalid(
+            f"the catalogue of migrations that was unpacked for slot {slot} is damaged: {path}",
+            what=error.what,
+            state="nothing was changed",
+            next="updater stage --again BUNDLE    unpacks it anew",
+        ) from error
 
 
 def keep(node: Node, slot: Slot, bundle: Bundle) -> None:

@@ -27,6 +27,7 @@ from migrations.phase import Phase
 from tests.updater.crash import die_at, in_child, points
 from tests.updater.lab import Lab, add_data, copy_sandbox, do, make_unhealthy, rows
 from updater import migrate_verbs, upgrade
+from updater.catalogues import kept
 from updater.checks import Purposes
 from updater.node import open_node
 from updater.status import status_of
@@ -140,6 +141,18 @@ def test_a_catalogue_with_faults_is_found_before_anything_is_written(lab: Lab, s
         do(served, "stage", lab.with_data("MR96-1", **{"0961-again.toml": 'database = "nobody"\n'}))
     assert any("0961-again.toml" in line for line in caught.value.what)
     assert (served.parent / "slots/b.img").read_bytes() == slot
+
+
+def test_what_was_unpacked_and_is_damaged_is_unpacked_anew(lab: Lab, served: Path) -> None:
+    bundle = lab.with_data("MR96-1")
+    do(served, "stage", bundle)
+    with open_node(served) as node:
+        (damaged := kept(node, "b") / "catalogue.toml").write_text("")
+    with pytest.raises(CatalogueInvalid, match="damaged") as caught:
+        do(served, "activate")
+    assert str(damaged.parent) in str(caught.value) and "stage --again" in caught.value.next[0]
+    do(served, "stage", bundle, again=True)
+    assert do(served, "activate") == "done"
 
 
 def test_an_edited_history_is_refused(lab: Lab, served: Path) -> None:
