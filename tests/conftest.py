@@ -23,9 +23,6 @@ _FIRST = (
     "updater/test_crash.py",
 )
 
-#: And these last: machines, while the other worker may still have some.
-_LAST = "vm-late"
-
 _HERE = Path(__file__).parent
 
 
@@ -41,8 +38,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _turn(item: pytest.Item) -> int:
-    if any(marker.args[0].startswith(_LAST) for marker in item.iter_markers("xdist_group")):
-        return len(_FIRST) + 1
     return next((at for at, name in enumerate(_FIRST) if _is_in(item, name)), len(_FIRST))
 
 

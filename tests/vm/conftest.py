@@ -22,21 +22,16 @@ M = TypeVar("M", bound=Machine)
 
 HERE = Path(__file__).parent
 
-#: Begun when a worker has nothing else left, so that both end at about the same time.
-LATE = ("test_bad_boots.py", "test_outages.py")
-
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything here boots a machine, and says so. One at a time, as two of them on two cores wait for each other;
-    only what `LATE` names may meet the rest, at the very end.
-    """
+    """Everything here boots a machine, and says so. One at a time: two of them on two cores wait for each other."""
     lacking = next((name for name in ("qemu-system-x86_64", "debootstrap", "sgdisk") if not shutil.which(name)), None)
     for item in items:
         if not item.path.is_relative_to(HERE):
             continue
         item.add_marker(pytest.mark.vm)
-        item.add_marker(pytest.mark.xdist_group(f"vm-late-{item.name}" if item.path.name in LATE else "vm"))
+        item.add_marker(pytest.mark.xdist_group("vm"))
         if os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="makes root trees, so it needs root"))
         elif lacking:

@@ -253,6 +253,8 @@ class Story:
             seen.failed += str(error).splitlines()[:12]
             wrong = error
         found = self.guest.status() if self.guest.running else None
+        if found and not seen.failed and standing(found) != expected:
+            seen.failed += found["problems"]  # the node knows why
         phase = replace(
             phase,
             seconds=round(time.monotonic() - began, 1),
