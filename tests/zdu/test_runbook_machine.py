@@ -152,3 +152,22 @@ Machine.TestCase.settings = settings(
     max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestMachine = Machine.TestCase
+
+
+def test_what_the_site_has_charged_and_main_knows_counts_once_for_its_callers() -> None:
+    """On the way back the accounts are locked while the site still serves: found by the machine above."""
+    state = Machine()
+    state.plan_it(
+        secondaries=1, servers=4, distance=0, head_start=12, parallel=3, waves=1, everywhere=False, done=set()
+    )
+    state.go_on(4)
+    state.abort(really=0)
+    state.hang_up(pick=0, used=0)
+    state.go_on(11)
+    state.call(account="ada", pick=0, wanted=1)
+    for wanted in (7, 26):
+        state.call(account="bob", pick=0, wanted=wanted)
+    state.go_on(3)
+    state.call(account="bob", pick=0, wanted=1)
+    state.nobody_is_harmed()
+    state.teardown()

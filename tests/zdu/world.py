@@ -143,7 +143,10 @@ class World:
         if site != self.alone:
             return self.book.used(account)
         base = self.book if self.snapshot is None else self.snapshot
-        return base.used(account) + self.delta.used(account)
+        # what the synchronisation has copied to main already is this site's own, and counts once
+        charges = (base.xdrs | base.reserved).items()
+        own = self.delta.xdrs.keys() | self.delta.reserved.keys()
+        return sum(v for n, (who, v) in charges if who == account and n not in own) + self.delta.used(account)
 
     # -- what must hold at every moment
 
