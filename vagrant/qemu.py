@@ -33,6 +33,9 @@ QUICK_KERNEL = (
     "systemd.show_status=0"
 )
 
+#: Emulation. Its translated code needs much room, or it is translated again and again.
+TCG = "tcg,thread=multi,tb-size=512"
+
 #: Where a guest sees this machine (user-mode network of QEMU).
 HOST_SEEN_BY_GUEST = "10.0.2.2"
 
@@ -374,17 +377,32 @@ def ask(monitor: Path, command: str, **arguments: Any) -> Any:
 
 @cache
 def accelerator() -> str:
-    """`-accel` for QEMU: kvm where it really runs guests (a device node proves nothing), else emulation."""
-    if os.access("/dev/kvm", os.R_OK | os.W_OK):
-        argv = ["qemu-system-x86_64", "-accel", "kvm", "-machine", "q35", "-cpu", "max", "-display", "none"]
-        words = ("qmp_capabilities", "query-kvm", "query-status", "quit")
-        asked = "".join(json.dumps({"execute": word}) for word in words).encode()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            argv += ["-nodefaults", "-qmp", "stdio"]
-            said = subprocess.run(argv, input=asked, capture_output=True, timeout=20, check=False).stdout
-            if b'"enabled": true' in said and b'"status": "running"' in said:
-                return "kvm"
-    return "tcg,thread=multi,tb-size=512"
+    """`-accel` for QEMU: kvm where it really runs guests, else emulation."""
+    return "kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) and firmware_speaks("kvm") else TCG
+
+
+def firmware_speaks(accel: str, seconds: float = 20) -> bool:
+    """Whether the firmware comes as far as its console. A device node proves nothing, nor does a virtual processor
+    that QEMU calls running: it may stop at the first instruction that this machine cannot do, early or late."""
+    with tempfile.TemporaryDirectory(prefix="uvm-") as work:
+        console, monitor = Path(work, "console"), Path(work, "qmp")
+        argv = ["qemu-system-x86_64", "-accel", accel, "-machine", "q35,smm=off", "-m", "256", "-nodefaults"]
+        argv += ["-display", "none", "-drive", f"if=pflash,format=raw,readonly=on,file={FIRMWARE / 'OVMF_CODE_4M.fd'}"]
+        argv += ["-serial", f"file:{console}", "-qmp", f"unix:{monitor},server=on,wait=off"]
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline and process.poll() is None:
+                if console.exists() and console.stat().st_size:
+                    return True
+                with contextlib.suppress(OSError):  # QEMU ends
+                    if _listens(monitor) and ask(monitor, "query-status")["status"] == "internal-error":
+                        return False
+                time.sleep(0.05)
+            return False
+        finally:
+            process.kill()
+            process.wait()
 
 
 def _cpu() -> str:

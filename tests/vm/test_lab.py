@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 from vagrant.node import Lab
-from vagrant.qemu import Machine
+from vagrant.qemu import Machine, accelerator, firmware_speaks
+
+
+def test_the_accelerator_that_is_chosen_runs_guests() -> None:
+    assert firmware_speaks(accelerator())
 
 
 def test_boots_into_slot_a_and_switches_off(lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
