@@ -62,9 +62,10 @@ def _dnf(tree: Path, architecture: str, *words: str | Path, epoch: int | None = 
     kept = tree.with_name("dnf")
     kept.mkdir(exist_ok=True)
     options = {
-        "cachedir": kept / "cache",
-        "logdir": kept / "log",
-        "persistdir": kept / "state",
+        # inside the tree: dnf puts its root before them, whatever they are. `_tidy` takes these away
+        "cachedir": "/var/cache/dnf",
+        "logdir": "/var/log",
+        "persistdir": "/var/lib/dnf",
         "reposdir": kept / "none",
         "varsdir": kept / "none",
         "plugins": "False",

@@ -291,6 +291,8 @@ def test_packages(repository: Path, tmp_path: Path, made: Made) -> None:
         assert packages == ["acme-base-1.2-3.noarch"]
         image = image_of(bundle, tmp_path / "image")
     assert run("debugfs", "-R", "cat /boot/vmlinuz-6.1", image).stdout == "acme-base\n"
+    names = {line.split("/")[5] for line in run("debugfs", "-R", "ls -p /", image).stdout.splitlines() if line}
+    assert names == {".", "..", "boot", "etc", "lost+found", "root", "var"}  # nothing of the place where it was built
     again = build(what, tmp_path / "c", signer)
     assert again.read_bytes() == path.read_bytes()
 
