@@ -16,11 +16,16 @@ from core.run import started
 
 #: Waits for our death, and then removes the directory: again and again, since whoever writes to it is only just dying.
 _CARETAKER: Final = """
-trap : TERM
-sleep infinity & wait $!
-kill -KILL $!
-tries=0
-while [ -e "$1" ] && [ $tries -lt 100 ]; do rm -rf -- "$1" 2>/dev/null; sleep 0.05; tries=$((tries + 1)); done
+care() {
+    kill -KILL $!
+    tries=0
+    while [ -e "$1" ] && [ $tries -lt 100 ]; do rm -rf -- "$1" 2>/dev/null; sleep 0.05; tries=$((tries + 1)); done
+    exit
+}
+trap 'care "$1"' TERM
+sleep infinity &
+rmdir "$1/unattended"
+wait
 """
 
 
@@ -31,8 +36,12 @@ def transient_directory(parent: Path | None = None, *, owner: str | None = None)
     """
     home = Path(tempfile.mkdtemp(prefix="scratch-", dir=parent))
     try:
+        unattended = home / "unattended"
+        unattended.mkdir()
         command = ("sh", "-c", _CARETAKER, "caretaker", home)
-        with started(*command, log_file=Path("/dev/null"), dies_with_us=signal.SIGTERM, end=signal.SIGKILL):
+        with started(*command, log_file=Path("/dev/null"), dies_with_us=signal.SIGTERM, end=signal.SIGKILL) as care:
+            while unattended.exists() and care.running:  # until then our death would be the caretaker's, too
+                time.sleep(0.001)
             if owner is not None:
                 shutil.chown(home, owner)
             yield home
