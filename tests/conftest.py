@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 import signal
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,8 +28,19 @@ _FIRST = (
 _HERE = Path(__file__).parent
 
 
+#: A filesystem in memory, and the bytes that must be free there for all that the tests make at a time.
+_MEMORY = Path("/dev/shm")
+_ROOM = 8 << 30
+
+
 def pytest_configure() -> None:
-    """Tests send Ctrl-C to programs. These would inherit our deafness where we were started in the background."""
+    """Temporary files are in memory where there is room: what is under test syncs after each step, databases after each
+    transaction, and waiting for a disk would take as long as all the rest. No power is cut under these files.
+
+    Tests send Ctrl-C to programs. These would inherit our deafness where we were started in the background.
+    """
+    if "TMPDIR" not in os.environ and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM:
+        os.environ["TMPDIR"] = str(_MEMORY)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -190,18 +190,21 @@ def _application(release: str, variant: Variant) -> dict[str, File | Link]:
             f"ExecStart={'/usr/bin/sleep infinity' if sound else '/usr/bin/false'}\n",
         ),
     }
-    files |= _trick("panic", "/bin/sh -c 'echo c > /proc/sysrq-trigger'")
-    files |= _trick("hang", "/bin/sleep infinity")
+    files |= _trick("panic", "echo c > /proc/sysrq-trigger")
+    files |= _trick("hang", "exec sleep infinity", after="lab-panic.service")
     return files
 
 
-def _trick(name: str, command: str) -> Files:
-    """Misbehaviour on demand, before sysinit.target is reached: so no sshd, no multi-user.target, no agent."""
+def _trick(name: str, command: str, after: str = "") -> Files:
+    """Misbehaviour on demand, before sysinit.target is reached: so no sshd, no multi-user.target, no agent. Once for
+    each demand, so that one try may panic and the next one hang.
+    """
+    demand = f"{TRICKS}/{name}"
     return enabled(
         f"lab-{name}.service",
-        "[Unit]\nDefaultDependencies=no\nRequiresMountsFor=/data\nBefore=sysinit.target\n"
-        f"ConditionKernelCommandLine=updater.slot=b\nConditionPathExists={TRICKS}/{name}\n"
-        f"[Service]\nType=oneshot\nTimeoutStartSec=infinity\nExecStart={command}\n",
+        f"[Unit]\nDefaultDependencies=no\nRequiresMountsFor=/data\nBefore=sysinit.target\nAfter={after}\n"
+        f"ConditionKernelCommandLine=updater.slot=b\nConditionPathExists={demand}\n"
+        f"[Service]\nType=oneshot\nTimeoutStartSec=infinity\nExecStart=/bin/sh -c 'rm {demand}; sync; {command}'\n",
         wanted_by="sysinit.target",
     )
 

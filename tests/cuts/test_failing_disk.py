@@ -32,8 +32,8 @@ pytestmark = [
 
 @pytest.fixture
 def volume() -> Iterator[FaultyVolume]:
-    """A filesystem in memory whose disk can fail."""
-    with tempfile.TemporaryDirectory(prefix="faulty-volume-", dir="/dev/shm") as work, FaultyVolume(Path(work)) as made:
+    """A filesystem whose disk can fail."""
+    with tempfile.TemporaryDirectory(prefix="faulty-volume-") as work, FaultyVolume(Path(work)) as made:
         yield made
 
 

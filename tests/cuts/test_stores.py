@@ -50,8 +50,8 @@ ME = Author(who="me", why="because")
 
 @pytest.fixture
 def volume() -> Iterator[CutVolume]:
-    """A filesystem in memory, under which the power will be cut."""
-    with tempfile.TemporaryDirectory(prefix="cut-volume-", dir="/dev/shm") as work:
+    """A filesystem under which the power will be cut."""
+    with tempfile.TemporaryDirectory(prefix="cut-volume-") as work:
         yield CutVolume(Path(work))
 
 

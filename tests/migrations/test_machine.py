@@ -236,8 +236,7 @@ COMMON = {
 
 
 def test_sqlite() -> None:
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as directory:
+    with tempfile.TemporaryDirectory() as directory:
 
         def fresh() -> Database:
             path = Path(directory, f"{secrets.token_hex(6)}.sqlite")

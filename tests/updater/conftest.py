@@ -14,9 +14,8 @@ from tests.updater.lab import Lab
 
 @pytest.fixture(scope="session")
 def memory() -> Iterator[Path]:
-    """A directory in memory where there is one: sandboxes sync after each step, which costs a disk much."""
-    base = Path("/dev/shm")
-    home = Path(tempfile.mkdtemp(prefix="updater-tests-", dir=base if base.is_dir() else None))
+    """A directory for the session's sandboxes."""
+    home = Path(tempfile.mkdtemp(prefix="updater-tests-"))
     yield home
     shutil.rmtree(home)
 

@@ -41,7 +41,10 @@ def until(machine: Machine, true: Callable[[], bool], timeout: float = 120) -> N
         time.sleep(0.1)
 
 
-def trick(machine: Machine, name: str, *, tries: int) -> None:
-    """Make what is in slot b misbehave from its next boot on, and give it so many tries."""
-    machine.push("", f"{TRICKS}/{name}")
+def trick(machine: Machine, *names: str, tries: int) -> None:
+    """Make what is in slot b misbehave from its next boot on (a panic and a hang: once each, in this order), and give
+    it so many tries.
+    """
+    for name in names:
+        machine.push("", f"{TRICKS}/{name}")
     machine.run(f"sed -i 's/^tries = .*/tries = {tries}/' /etc/updater/node.toml && sync")

@@ -32,9 +32,9 @@ QUICK = Pace(drain=DrainConfig(interval=0.02), interval=0.01, slowest=0.02, fact
 
 
 @contextmanager
-def fast_folder() -> Iterator[Path]:
-    """A folder in memory: here processes die, and no machine, so nothing has to get to a disk."""
-    with tempfile.TemporaryDirectory(prefix="zdu-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+def short_folder() -> Iterator[Path]:
+    """A folder with a short path."""
+    with tempfile.TemporaryDirectory(prefix="zdu-") as folder:
         yield Path(folder)
 
 

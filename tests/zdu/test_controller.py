@@ -47,7 +47,7 @@ class Installation:
 
 @pytest.fixture
 def fast() -> Iterator[Path]:
-    with lab.fast_folder() as folder:
+    with lab.short_folder() as folder:
         yield folder
 
 

@@ -172,7 +172,7 @@ def child(sites: Sites, address: str, runbook: Runbook | None, place: str, step:
 
 @pytest.fixture
 def fast() -> Iterator[Path]:
-    with lab.fast_folder() as folder:
+    with lab.short_folder() as folder:
         yield folder
 
 

@@ -53,7 +53,7 @@ class Acme:
 
 @pytest.fixture(scope="module")
 def acme() -> Iterator[Acme]:
-    with lab.fast_folder() as folder:
+    with lab.short_folder() as folder:
         yield Acme(folder)
 
 

@@ -37,7 +37,7 @@ class Node:
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self.home = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+        self.home = Path(tempfile.mkdtemp())
         self.esp = self.home / "esp"
         self.release: dict[Slot, int | None] = {"a": 1, "b": None}  # None: not a complete system
         for slot in SLOTS:
