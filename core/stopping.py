@@ -5,11 +5,17 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 ASK_US_TO_END = (signal.SIGINT, signal.SIGTERM)
+
+
+#: Seconds in which another signal is the same wish: who presses Ctrl-C twice must not stop the cleaning up. After
+#: that it counts again, should something have swallowed the first one, or hang.
+SAME_WISH = 10.0
 
 
 class Stopped(BaseException):
@@ -23,11 +29,14 @@ class Stopped(BaseException):
 
 _held = 0
 _waiting: signal.Signals | None = None
+_since: float | None = None
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Until the context ends, the signals raise `Stopped` in the main thread. One that is ignored stays ignored."""
+    global _since
+    _since = None
     with ExitStack() as after:
         for number in ASK_US_TO_END:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -55,10 +64,11 @@ def not_now() -> Iterator[None]:
 
 
 def _stop(number: int, _: FrameType | None) -> None:
-    global _waiting
+    global _waiting, _since
     if _held:
         _waiting = signal.Signals(number)
-    else:
+    elif _since is None or time.monotonic() - _since > SAME_WISH:
+        _since = time.monotonic()
         raise Stopped(signal.Signals(number))
 
 
@@ -66,6 +76,8 @@ def _unraisable(lost: sys.UnraisableHookArgs) -> None:
     """An exception in a finalizer goes nowhere. Python runs many while it imports, and we import late: there, one
     signal in a hundred was lost. It is sent again, when the finalizer has ended."""
     if isinstance(lost.exc_value, Stopped):
+        global _since
+        _since = None
         main = threading.main_thread().ident
         assert main is not None
         again = threading.Timer(0.01, signal.pthread_kill, (main, lost.exc_value.signal))

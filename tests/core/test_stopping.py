@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from core import stopping
 from core.run import run
 from core.stopping import ASK_US_TO_END, Stopped, not_now, stoppable
 
@@ -30,6 +32,27 @@ def test_it_says_which_and_no_handler_of_ours_is_left(number: signal.Signals) ->
         signal.raise_signal(number)
     assert raised.value.signal is number and str(raised.value) == number.name
     assert [signal.getsignal(each) for each in ASK_US_TO_END] == before
+
+
+@pytest.mark.parametrize("again", ASK_US_TO_END)
+def test_another_one_does_not_stop_the_cleaning_up(again: signal.Signals) -> None:
+    cleaned = []
+    with pytest.raises(Stopped) as raised, stoppable():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(again)
+            cleaned.append("whole")
+    assert cleaned == ["whole"] and raised.value.signal is signal.SIGINT
+
+
+def test_another_one_counts_again_when_the_first_came_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "SAME_WISH", 0.0)
+    with pytest.raises(Stopped) as raised, stoppable():
+        with suppress(BaseException):  # what a careless library does
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+    assert raised.value.signal is signal.SIGTERM
 
 
 @pytest.mark.parametrize("number", ASK_US_TO_END)
