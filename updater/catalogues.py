@@ -34,7 +34,7 @@ def catalogue_of(node: Node, slot: Slot) -> Catalogue:
         raise CatalogueInvalid(
             f"the catalogue of migrations that was unpacked for slot {slot} is damaged: {path}",
             what=error.what,
-            state="nothing was changed",
+            state="no migration was begun by this command",
             next="updater stage --again BUNDLE    unpacks it anew",
         ) from error
 
