@@ -249,7 +249,8 @@ class FencedOff(UpdaterError):
 
 
 class Interrupted(UpdaterError):
-    """Ctrl-C (130) or SIGTERM (143) reached us; the step under way was left in a state that resume understands."""
+    """Ctrl-C (130), SIGTERM (143) or SIGHUP (129) reached us; the step under way was left in a state that resume
+    understands."""
 
     exit_code = 130
     kind = "interrupted"
@@ -260,3 +261,10 @@ class Terminated(Interrupted):
 
     exit_code = 143
     kind = "terminated"
+
+
+class HungUp(Interrupted):
+    """SIGHUP: as `Interrupted`; the terminal is gone, with an ssh line perhaps."""
+
+    exit_code = 129
+    kind = "hung up"

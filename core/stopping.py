@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM: an exception that always arrives, and at no moment when something would be left behind."""
+"""Ctrl-C, SIGTERM and a lost terminal: an exception that always arrives, and at no moment when something would be left
+behind.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
-ASK_US_TO_END = (signal.SIGINT, signal.SIGTERM)
+ASK_US_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 #: Seconds in which another signal is the same wish: who presses Ctrl-C twice must not stop the cleaning up. After

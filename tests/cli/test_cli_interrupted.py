@@ -1,8 +1,9 @@
-"""Ctrl-C and SIGTERM, as real signals to the real program, in a stage and in a hook before it."""
+"""Ctrl-C, SIGTERM and a lost terminal, for real to the real program, in a stage and in a hook before it."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -12,7 +13,11 @@ import pytest
 from tests.cli.clilab import UPDATER, cli, contents, hurried, runs, slot, status
 from tests.updater.lab import Lab, add_hooks
 
-SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+SIGNALS = [
+    (signal.SIGINT, 130, "interrupted"),
+    (signal.SIGTERM, 143, "terminated"),
+    (signal.SIGHUP, 129, "hung up"),
+]
 
 
 @pytest.mark.parametrize(("sent", "code", "kind"), SIGNALS)
@@ -71,3 +76,29 @@ def test_in_a_hook_before(sent: signal.Signals, code: int, kind: str, lab: Lab, 
     if status(node)["upgrade"] is not None:
         assert cli(node, "abort").code == 0
     assert status(node)["upgrade"] is None and runs(node)[-1] in ("stage failed", "stage aborted")
+
+
+def test_the_terminal_is_lost(lab: Lab, node: Path) -> None:
+    """The line of an ssh session breaks: its terminal goes, and nothing of ours goes on behind it."""
+    command = [str(UPDATER), "--config", str(node), "stage", str(lab.bundle("MR96-1")), "--rate-limit", "100k"]
+    master, terminal = os.openpty()
+    with subprocess.Popen(
+        ["setsid", "--ctty", *command], stdin=terminal, stdout=terminal, stderr=terminal, close_fds=True
+    ) as process:
+        os.close(terminal)
+        try:
+            while b"write" not in os.read(master, 4096):
+                pass
+        finally:
+            os.close(master)
+        assert process.wait(30) == 129
+    left = status(node)
+    assert left["upgrade"]["state"] == "interrupted" and left["next_boot"] == "a"
+    assert cli(node, "abort").code == 0
+
+
+def test_a_terminal_that_knows_no_check_marks(lab: Lab, node: Path) -> None:
+    command = [str(UPDATER), "--config", str(node), "stage", str(lab.bundle("MR96-1"))]
+    told = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, check=False)
+    assert (told.returncode, told.stderr) == (0, b"")
+    assert b"is staged" in told.stdout

@@ -35,6 +35,7 @@ CODES = {
     "FencedOff": (53, "fenced off"),
     "Interrupted": (130, "interrupted"),
     "Terminated": (143, "terminated"),
+    "HungUp": (129, "hung up"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.errors import Interrupted, Terminated, UpdaterError
+from core.errors import HungUp, Interrupted, Terminated, UpdaterError
 from core.stopping import Stopped, stoppable
 
 if TYPE_CHECKING:
@@ -42,12 +43,12 @@ def config_path() -> Path:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C and SIGTERM become errors that say what to do next; what runs gets to clean up first."""
+    """Ctrl-C, SIGTERM and SIGHUP become errors that say what to do next; what runs gets to clean up first."""
     try:
         with stoppable():
             yield
     except Stopped as stopped:
-        kind = Terminated if stopped.signal is signal.SIGTERM else Interrupted
+        kind = {signal.SIGTERM: Terminated, signal.SIGHUP: HungUp}.get(stopped.signal, Interrupted)
         raise kind(kind.kind, state="the step under way was stopped cleanly", next=AFTER_INTERRUPT) from stopped
 
 
@@ -55,6 +56,11 @@ def unread() -> None:
     """Nobody reads the output any more (``| head``, a lost terminal): what is still printed goes nowhere."""
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)
+
+
+def is_unread(error: OSError) -> bool:
+    """Whether this is how the system says so: of a pipe, or of a terminal."""
+    return error.errno in (errno.EPIPE, errno.EIO)
 
 
 def unexpected(error: OSError) -> UpdaterError:
@@ -90,7 +96,9 @@ def _courtesy(sink: Sink) -> Sink:
     def shown(event: Event) -> None:
         try:
             sink(event)
-        except BrokenPipeError:
+        except OSError as error:
+            if not is_unread(error):
+                raise
             unread()
 
     return shown

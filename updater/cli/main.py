@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ import typer
 
 from core.errors import UpdaterError
 from updater.cli import export, node, render, setup, verify
-from updater.cli.context import print_json, settings, unexpected, unread
+from updater.cli.context import is_unread, print_json, settings, unexpected, unread
 from updater.cli.quick import Root, quick
 
 app = typer.Typer(
@@ -63,6 +64,9 @@ quick(app, Root)
 def main() -> None:
     """Run the command line. A user's mistake ends in a message and a stable exit code, never in a traceback."""
     out = sys.stdout
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows no check marks gets something else for them
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="updater")
     except UpdaterError as error:
@@ -88,19 +92,23 @@ def _flush() -> None:
     """Let the output go now: a fault of it in the interpreter's last moment could no longer be told."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        unread()
     except OSError as error:
         unread()
+        if is_unread(error):
+            return
         fault = unexpected(error)
         _tell(fault)
         sys.exit(fault.exit_code)
 
 
 def _tell(error: UpdaterError) -> None:
-    if settings.json:
-        print_json({"kind": "error", "error": error.as_json()})
-    else:
-        from updater.cli.screen import print_error
+    try:
+        if settings.json:
+            print_json({"kind": "error", "error": error.as_json()})
+        else:
+            from updater.cli.screen import print_error
 
-        print_error(error)
+            print_error(error)
+    except OSError as fault:
+        if not is_unread(fault):
+            raise
