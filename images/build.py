@@ -10,7 +10,7 @@ import platform
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -121,7 +121,9 @@ def _check(spec: BuildSpec, signers: Sequence[Signer]) -> None:
     trial = dict.fromkeys(spec.sections, dummy)
     try:  # the manifest's own checks, on everything that is known already
         boot = BootFiles(kernel=spec.kernel or "/vmlinuz", initrd=spec.initrd, cmdline=spec.cmdline)
-        image = ImageInfo(size=4096, chunk_size=spec.chunk_size, content="0" * 64, filesystem=spec.filesystem)
+        image = ImageInfo(
+            size=spec.size or 4096, chunk_size=spec.chunk_size, content="0" * 64, filesystem=spec.filesystem
+        )
         _manifest(spec, image, dummy, trial, boot, spec.created or datetime.now(UTC))
     except ValueError as error:
         faults.append(str(error))
@@ -172,6 +174,10 @@ def _write(spec: BuildSpec, ready: _Ready, work: Path, signers: Sequence[Signer]
     bundle together as `work`/bundle.
     """
     size = ready.image.stat().st_size
+    try:
+        info = ImageInfo(size=size, chunk_size=spec.chunk_size, content="0" * 64, filesystem=ready.filesystem)
+    except ValueError as error:
+        raise ConfigError("the image cannot go into a bundle", what=str(error)) from error
     index = bytearray()
     with ready.image.open("rb") as plain, (work / "chunks").open("w+b") as chunks:
         with report.phase("compress", f"compress {size} bytes") as said:
@@ -183,7 +189,7 @@ def _write(spec: BuildSpec, ready: _Ready, work: Path, signers: Sequence[Signer]
                 report.progress("compress", min(done, size), size)
             said["stored"] = chunks.tell()
         content = payload.Index(bytes(index), size, spec.chunk_size).content
-        info = ImageInfo(size=size, chunk_size=spec.chunk_size, content=content, filesystem=ready.filesystem)
+        info = replace(info, content=content)
         blobs = {name: _blob(data) for name, data in ready.sections.items()}
         manifest = _manifest(spec, info, _blob(index), blobs, ready.boot, ready.created).to_bytes()
         parse(manifest)  # what we write, we can read

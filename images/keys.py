@@ -37,6 +37,8 @@ def generate(private: Path, public: Path | None = None) -> tuple[Path, Path]:
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    if not private.name:
+        raise ConfigError(f"{private} is no name for a key", next="updater bundle key release.pem")
     public = public or private.with_suffix(".pub")
     if public == private:
         raise ConfigError("private and public key cannot be the same file", what=str(private))

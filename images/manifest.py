@@ -167,12 +167,25 @@ def parse(data: bytes) -> Manifest:
             next="bring the updater itself up to date first",
         )
     try:
-        return structure(raw, Manifest)
+        manifest = structure(raw, Manifest)
+        absent = list(_absent(raw, dataclasses.asdict(manifest)))
     except SchemaError as error:
         faults = [printable(fault) for fault in error.faults[:50]]
         raise BundleInvalid(f"the manifest has {len(error.faults)} fault(s)", what=faults) from error
     except RecursionError as error:
         raise BundleInvalid("the manifest is nested too deeply") from error
+    if absent:
+        raise BundleInvalid(f"the manifest has {len(absent)} fault(s)", what=absent)
+    return manifest
+
+
+def _absent(raw: dict[str, Any], whole: dict[str, Any], within: str = "") -> Iterator[str]:
+    """The keys that a default would stand in for: what is signed says all, and leaves nothing to its reader."""
+    for key, value in whole.items():
+        if key not in raw:
+            yield f"{within}{key}: missing"
+        elif isinstance(value, dict):
+            yield from _absent(raw[key], value, f"{within}{key}.")
 
 
 def printable(text: str) -> str:

@@ -153,13 +153,13 @@ class Bundle:
         pending = iter(chunks)
         lock = Lock()
         done = 0
-        failed = False
+        stopped = False
 
         def work() -> None:
-            nonlocal done, failed
+            nonlocal done, stopped
             room = memoryview(bytearray(self.image.chunk_size))
             try:
-                while not failed:
+                while not stopped:
                     with lock:
                         chunk = next(pending, None)
                     if chunk is None:
@@ -169,13 +169,16 @@ class Bundle:
                         done += 1
                     report.progress("verify", done, len(chunks), "chunks")
             except BaseException:
-                failed = True
+                stopped = True
                 raise
 
         workers = min(4, os.cpu_count() or 1)
         with ThreadPoolExecutor(workers) as pool:
-            for each in [pool.submit(work) for _ in range(workers)]:
-                each.result()
+            try:
+                for each in [pool.submit(work) for _ in range(workers)]:
+                    each.result()
+            finally:
+                stopped = True  # an interrupt comes to this thread only, and the pool waits for the others
 
     def _check(self, chunk: int, room: memoryview) -> None:
         length = self.image.load(chunk, room)

@@ -7,6 +7,7 @@ import random
 import re
 import stat
 import time
+from base64 import b64encode
 from collections import OrderedDict
 from concurrent.futures import Future
 from contextlib import suppress
@@ -19,6 +20,9 @@ from core.errors import BundleInvalid, SourceUnreachable
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
+
+#: How often a server may send us elsewhere for one piece.
+_REDIRECTS = 5
 
 
 class Source(Protocol):
@@ -147,13 +151,12 @@ class HttpSource:
         self.name = parsed._replace(auth=None, query=None, fragment=None).url
         self._url = parsed._replace(auth=None, fragment=None).url
         self._headers = {"Accept-Encoding": "identity"}
-        auth = parsed.auth or _from_netrc(parsed.host)
-        if auth:
-            self._headers |= urllib3.util.make_headers(basic_auth=auth)
-        redirects = urllib3.Retry(total=None, connect=0, read=0, other=0, status=0, redirect=5)
+        credentials = _from_url(parsed.auth) if parsed.auth else _from_netrc(parsed.host)
+        if credentials is not None:
+            self._headers["Authorization"] = f"Basic {b64encode(credentials).decode()}"
         self._pool = urllib3.PoolManager(
             maxsize=8,
-            retries=redirects,
+            retries=False,
             timeout=urllib3.Timeout(connect=self._patience.connect, read=self._patience.silence),
         )
         self._identity: tuple[str | None, ...] | None = None
@@ -188,10 +191,9 @@ class HttpSource:
     def _try(self, offset: int, length: int) -> memoryview:
         from urllib3 import exceptions as broken
 
-        asked = {**self._headers, "Range": f"bytes={offset}-{offset + length - 1}"}
         try:
-            answer = self._pool.request("GET", self._url, headers=asked, preload_content=False, decode_content=False)
-        except broken.HTTPError as error:
+            answer = self._ask({**self._headers, "Range": f"bytes={offset}-{offset + length - 1}"})
+        except (broken.HTTPError, ValueError) as error:  # ValueError: sent to what is no URL
             raise _Broken(_reason(error)) from error
         whole = False
         try:
@@ -207,6 +209,27 @@ class HttpSource:
             else:
                 with suppress(OSError, broken.HTTPError):
                     answer.close()
+
+    def _ask(self, headers: dict[str, str]) -> BaseHTTPResponse:
+        """The answer, its body not read yet, from wherever the server sends us. What comes with a redirect is not read
+        either: it may never end. Credentials are for the server that was named, and go to no other.
+        """
+        from urllib.parse import urljoin
+
+        url = self._url
+        for _ in range(1 + _REDIRECTS):
+            answer = self._pool.request(
+                "GET", url, headers=headers, redirect=False, preload_content=False, decode_content=False
+            )
+            location = answer.get_redirect_location()
+            if not location:
+                return answer
+            answer.close()
+            there = urljoin(url, location)
+            if _server(there) != _server(url):
+                headers = {name: value for name, value in headers.items() if name != "Authorization"}
+            url = there
+        raise _Broken("too many redirects")
 
     def _check(self, answer: BaseHTTPResponse, offset: int, length: int) -> None:
         """Whether the answer's head fits the question."""
@@ -253,15 +276,31 @@ class HttpSource:
         return SourceUnreachable(f"cannot read {self.name}", what=what, next=next or ())
 
 
-def _from_netrc(host: str) -> str | None:
+def _from_url(auth: str) -> bytes:
+    """User and password as they stand in a URL, where a character with a meaning of its own is written as %40."""
+    from urllib.parse import unquote_to_bytes
+
+    user, _, password = auth.partition(":")
+    return unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
+
+
+def _from_netrc(host: str) -> bytes | None:
     """User and password for a host from ~/.netrc: so that they need not stand in a URL, on a command line."""
     from netrc import NetrcParseError, netrc
 
     try:
         found = netrc().authenticators(host)
-    except (OSError, NetrcParseError):
+    except (OSError, NetrcParseError, UnicodeDecodeError):
         return None
-    return f"{found[0]}:{found[2]}" if found else None
+    return f"{found[0]}:{found[2]}".encode() if found else None
+
+
+def _server(url: str) -> tuple[str | None, str | None, int | None]:
+    """Scheme, host and port. Raises ValueError."""
+    from urllib3.util import parse_url
+
+    parsed = parse_url(url)
+    return parsed.scheme, parsed.host, parsed.port or {"http": 80, "https": 443}.get(parsed.scheme or "")
 
 
 def _reason(error: Exception) -> str:
@@ -275,7 +314,7 @@ def _reason(error: Exception) -> str:
         (broken.NewConnectionError, "the server cannot be reached: connection refused or no route"),
         (broken.ConnectTimeoutError, "the server cannot be reached in time"),
         (broken.SSLError, "TLS failed: the server's certificate is not accepted here, or it does not speak TLS"),
-        (broken.ResponseError, "too many redirects"),
+        (ValueError, "the URL, or where it leads, is no address that can be fetched"),
         (TimeoutError, "the server stalls: nothing came within the time limit"),
     ]
     return next(

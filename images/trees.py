@@ -75,7 +75,12 @@ def boot_files(tree: Path, *, kernel: str | None, initrd: str | None, cmdline: s
         raise ConfigError(
             "the tree lacks what it should boot", what=[f"{path} does not exist in {tree}" for path in missing]
         )
-    return BootFiles(kernel=kernel, initrd=initrd, cmdline=cmdline)
+    try:
+        return BootFiles(kernel=kernel, initrd=initrd, cmdline=cmdline)
+    except ValueError as error:
+        raise ConfigError(
+            "the tree's kernel cannot stand in a boot entry", what=str(error), next="rename it, or give --kernel"
+        ) from error
 
 
 def _exists(tree: Path, path: str) -> bool:

@@ -29,7 +29,9 @@ _WRITABLE = {"xfs": ["nouuid"]}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
-    """One line of /proc/self/mountinfo. `device` is major:minor; btrfs and the like give a number of their own."""
+    """One line of /proc/self/mountinfo. `device` is major:minor; btrfs and the like give a number of their own.
+    `options` are those of this mount, `super_options` those of the filesystem, wherever it is mounted.
+    """
 
     device: str
     root: str
@@ -37,6 +39,12 @@ class Mount:
     options: tuple[str, ...]
     fstype: str
     source: str
+    super_options: tuple[str, ...] = ()
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be written here."""
+        return "ro" in self.options or "ro" in self.super_options
 
 
 def parse_mountinfo(text: str) -> list[Mount]:
@@ -55,6 +63,7 @@ def parse_mountinfo(text: str) -> list[Mount]:
                 options=tuple(fields[5].split(",")),
                 fstype=tail[0],
                 source=_unescape(tail[1]),
+                super_options=tuple(tail[2].split(",")) if len(tail) > 2 else (),
             )
         )
     return mounts

@@ -16,7 +16,7 @@ from partitions import checks, disks
 from partitions.boot.backend import open_backend
 from partitions.boot.state import SLOTS, Slot, fresh
 from partitions.layout import propose as propose_layout
-from updater.layout import boot_layout
+from updater.layout import boot_layout, running_root
 from updater.machine import machine_of
 from updater.node_toml import NodeConfig, load_node
 
@@ -56,6 +56,7 @@ def install(config_file: Path, root: Path, *, units_only: bool, dry_run: bool) -
     enable the units. An existing boot environment stays. Returns what was written.
     """
     config = None if units_only else load_node(config_file)
+    config_file = config_file.absolute()  # the units run elsewhere
     deadline = config.boot.deadline if config else 300
     mounts = f"{config.data} {config.boot.esp}" if config else "/data /efi"
     units = {
@@ -74,7 +75,9 @@ def install(config_file: Path, root: Path, *, units_only: bool, dry_run: bool) -
     layout = boot_layout(config)
     booted = running_slot(config)
     backend = open_backend(config.boot.backend, config.boot.esp, layout=layout)
-    return [*units, *backend.install(layout, fresh(booted), {booted: running_boot_files()})]
+    running = running_root(config)
+    files = {booted: running_boot_files(running)}
+    return [*units, *backend.install(layout, fresh(booted), files, {booted: running})]
 
 
 def running_slot(config: NodeConfig) -> Slot:
@@ -92,16 +95,15 @@ def running_slot(config: NodeConfig) -> Slot:
         raise
 
 
-def running_boot_files() -> BootFiles:
-    """Kernel and initrd of the running root: what its boot entry was made for, or the newest there are."""
-    kernels = sorted(Path("/boot").glob("vmlinuz-*"), key=lambda path: path.stat().st_mtime)
+def running_boot_files(root: Path) -> BootFiles:
+    """Kernel and initrd of the running root: the newest there are. Raises NotReady."""
+    kernels = sorted((root / "boot").glob("vmlinuz-*"), key=lambda path: path.stat().st_mtime)
     if not kernels:
         raise NotReady("there is no kernel in /boot", next="install the kernel's package")
     version = kernels[-1].name.removeprefix("vmlinuz-")
-    initrds = [
-        path for path in (Path(f"/boot/initrd.img-{version}"), Path(f"/boot/initramfs-{version}.img")) if path.exists()
-    ]
-    return BootFiles(kernel=str(kernels[-1]), initrd=str(initrds[0]) if initrds else None)
+    names = (f"initrd.img-{version}", f"initramfs-{version}.img")
+    initrds = [f"/boot/{name}" for name in names if (root / "boot" / name).exists()]
+    return BootFiles(kernel=f"/boot/{kernels[-1].name}", initrd=initrds[0] if initrds else None)
 
 
 def render(template: str, **values: Any) -> str:

@@ -94,9 +94,9 @@ class BootBackend(Protocol):
         boot: Mapping[Slot, BootFiles],
         roots: Mapping[Slot, Path] | None = None,
     ) -> list[Path]:
-        """Write the loader's configuration anew, and what else of `files` is not there yet (an existing state stays).
-        `roots`: where the systems of slots are mounted (systemd-boot copies their kernels). The loader itself is not
-        installed here. Returns what was written. Raises BootEnvironment, NoSpace.
+        """Write the loader's configuration anew, the node's kernel arguments included, and what else of `files` is not
+        there yet (an existing state stays). `roots`: where the systems of slots are mounted (systemd-boot copies their
+        kernels). The loader itself is not installed here. Returns what was written. Raises BootEnvironment, NoSpace.
         """
 
 

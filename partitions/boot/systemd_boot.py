@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core import faults
@@ -29,6 +29,9 @@ from partitions.boot.state import BAD, GOOD, SLOTS, BootState, Slot, SlotBoot, S
 
 ENTRIES = "loader/entries"
 LOADER = "loader/loader.conf"
+#: What loader.conf must say, whoever made it: entries of others are not booted by themselves, and no one at the console
+#: becomes root by the kernel's command line.
+_SETTINGS = {"default": "updater-*", "editor": "no"}
 _NAME = re.compile(r"updater-(\d+)-([ab])(?:\+(\d+)(?:-\d+)?)?\.conf\Z")
 #: Set when somebody presses `d` in the menu; it goes before our order.
 _FORCED = Path("/sys/firmware/efi/efivars/LoaderEntryDefault-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f")
@@ -132,7 +135,12 @@ class SystemdBootBackend:
         found += [Fault(message=line, mend="updater status") for line in broken(state)]
         for slot in SLOTS:
             if state[slot] != BAD and not (self._home(slot) / "linux").is_file():
-                found.append(Fault(message=f"{self._home(slot) / 'linux'} is missing", mend="stage the slot again"))
+                mend = "updater init --install, while it runs; or stage the slot again"
+                found.append(Fault(message=f"{self._home(slot) / 'linux'} is missing", mend=mend))
+        said = _settings(_text_of(self.esp / LOADER) or "")
+        if wrong := [f"{key} {value}" for key, value in _SETTINGS.items() if said.get(key) != value]:
+            message = f"{self.esp / LOADER} does not say: {', '.join(wrong)}"
+            found.append(Fault(message=message, mend="updater init --install"))
         if not os.access(self._directory, os.W_OK):
             found.append(Fault(message=f"{self._directory} is not writable", mend="run as root; mount it rw"))
         if _FORCED.exists():
@@ -150,7 +158,7 @@ class SystemdBootBackend:
         ``updater/<slot>/entry``, as ``linux`` and ``initrd``.
         """
         require_sound(state)
-        content = {LOADER: f"timeout {layout.timeout}\ndefault updater-*\neditor no\n"}
+        content = {LOADER: loader_text(layout, "")}
         for generation, slot in enumerate((other(state.primary), state.primary), start=1):
             if slot not in boot:
                 continue
@@ -167,22 +175,54 @@ class SystemdBootBackend:
         boot: Mapping[Slot, BootFiles],
         roots: Mapping[Slot, Path] | None = None,
     ) -> list[Path]:
-        """Copy the kernels of the slots in `roots`, then write loader.conf and, on a node without any, the entries."""
+        """Copy the kernels of the slots in `roots` where they are not there; then write loader.conf, and the entries:
+        all on a node without any, else those that have other arguments of the node.
+        """
         self._layout = layout
-        written = []
         with self._writing("the boot configuration cannot be installed"):
             self._directory.mkdir(parents=True, exist_ok=True)
-            new = not any(self._entries().values())
+            found = self._entries()
+            new = not any(found.values())
             for slot, root in (roots or {}).items():
-                if new and not self.prepared(slot, boot[slot], root):
-                    self._copy(slot, boot[slot], root)
-            for name, content in self.files(layout, state, boot).items():
-                path = self.esp / name
-                if (name == LOADER and not path.exists()) or (name != LOADER and new):
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_atomic(path, content)
-                    written.append(path)
+                if not (self.prepared(slot, boot[slot], root) if new else self._bootable(slot)):
+                    known = _release_arguments(_text_of(self._home(slot) / "entry") or "", slot)
+                    self._copy(slot, boot[slot] if known is None else replace(boot[slot], cmdline=known), root)
+            wanted = self.files(layout, state, boot) if new else dict(self._renewed(layout, found))
+            if new:
+                self._require_kernels(state, boot)
+            wanted[LOADER] = loader_text(layout, _text_of(self.esp / LOADER) or "").encode()
+            changed = {self.esp / name: content for name, content in wanted.items()}
+            written = [path for path, content in changed.items() if not path.exists() or path.read_bytes() != content]
+            for path in written:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, changed[path])
         return written
+
+    def _bootable(self, slot: Slot) -> bool:
+        """Is there what an entry of the slot starts? The text of the entry comes last when kernels are copied."""
+        return all((self._home(slot) / name).is_file() for name in ("entry", "linux"))
+
+    def _require_kernels(self, state: BootState, boot: Mapping[Slot, BootFiles]) -> None:
+        """Raises BootEnvironment where an entry would start a kernel that is not there."""
+        missing = [slot for slot in boot if state[slot] != BAD and not (self._home(slot) / "linux").is_file()]
+        if missing:
+            raise BootEnvironment(
+                f"the ESP holds no kernel for slot {missing[0]}",
+                what=[f"{self._home(slot) / 'linux'} is missing" for slot in missing],
+                state="no boot entry was made",
+                next="updater init --install    copies the kernel of the system that runs",
+            )
+
+    def _renewed(self, layout: BootLayout, found: Mapping[Slot, list[Entry]]) -> Iterator[tuple[str, bytes]]:
+        """The entries as they should be, by path relative to the ESP: names, files and the release's arguments stay."""
+        for slot in SLOTS:
+            text = _text_of(self._home(slot) / "entry")
+            if text is None:
+                continue
+            text = _with_arguments(text, layout, slot)
+            yield f"{DIRECTORY}/{slot}/entry", text.encode()
+            for entry in found[slot]:
+                yield f"{ENTRIES}/{entry.name}", f"version {entry.generation}\n{text}".encode()
 
     def _write_slot(self, state: BootState, slot: Slot, heads: Mapping[Slot, Entry | None]) -> Entry | None:
         """Make the slot's entry say what the state says, by one rename or removal. Returns the entry it then has."""
@@ -280,10 +320,55 @@ class SystemdBootBackend:
 
 def entry_text(layout: BootLayout, slot: Slot, files: BootFiles) -> str:
     """A loader entry, except for its `version` line."""
-    options = f"root={layout[slot].root} panic=30 {layout.cmdline} {files.cmdline} updater.slot={slot}".split()
     lines = [f"title updater slot {slot}", "sort-key updater"]
     lines += [f"{'linux' if name == 'linux' else 'initrd'} /{DIRECTORY}/{slot}/{name}" for name, _ in _copies(files)]
-    return "\n".join([*lines, f"options {' '.join(options)}", ""])
+    return "\n".join([*lines, *_options(layout, slot, files.cmdline), ""])
+
+
+def loader_text(layout: BootLayout, before: str) -> str:
+    """loader.conf with our settings in it. `before`: what it says now; settings that are not ours stay."""
+    ours = {"timeout": str(layout.timeout), **_SETTINGS}
+    if _settings(before).items() >= ours.items():
+        return before
+    kept = [line for line in before.splitlines() if not _settings(line).keys() & ours.keys()]
+    return "\n".join([*kept, *(f"{key} {value}" for key, value in ours.items()), ""])
+
+
+def _settings(text: str) -> dict[str, str]:
+    """The settings in loader.conf; of several by one name the last counts, as for systemd-boot."""
+    pairs = (line.strip().partition(" ") for line in text.replace("\t", " ").splitlines())
+    return {key: value.strip() for key, _, value in pairs if key and not key.startswith("#")}
+
+
+def _options(layout: BootLayout, slot: Slot, release: str) -> list[str]:
+    """The kernel's arguments, in two lines that the loader joins: those of the node, then those of the release. So the
+    former can be renewed by one who knows the latter only from the entry.
+    """
+    words = f"root={layout[slot].root} panic=30 {layout.cmdline}".split(), f"{release} updater.slot={slot}".split()
+    return [f"options {' '.join(each)}" for each in words]
+
+
+def _release_arguments(text: str, slot: Slot) -> str | None:
+    """The release's arguments in the text of an entry; None where it does not tell them from the node's."""
+    options = [line.removeprefix("options ") for line in text.splitlines() if line.startswith("options ")]
+    return options[1].removesuffix(f"updater.slot={slot}").strip() if len(options) == 2 else None
+
+
+def _with_arguments(text: str, layout: BootLayout, slot: Slot) -> str:
+    """The text of an entry with the node's arguments as the layout has them now."""
+    release = _release_arguments(text, slot)
+    if release is None:
+        return text
+    kept = [line for line in text.splitlines() if not line.startswith("options ")]
+    return "\n".join([*kept, *_options(layout, slot, release), ""])
+
+
+def _text_of(path: Path) -> str | None:
+    """What the file says, None where there is none. Raises OSError."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
 
 
 def _copies(files: BootFiles) -> list[tuple[str, str]]:

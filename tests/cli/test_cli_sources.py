@@ -115,6 +115,31 @@ def test_a_server_that_fails_in_mid_write(fault: Any, raw: bytes, web: Web, node
     assert slot(node, "b")["state"] == "staged" and runs(node) == ["stage done"]
 
 
+@pytest.mark.parametrize("fault", [has_lost_it, fails])
+def test_a_server_that_wants_more_than_the_journal_has(fault: Any, raw: bytes, web: Web, node: Path) -> None:
+    """Neither a password nor a signed query is recorded, so `resume` cannot tell them; `stage` can."""
+    url = web.url.replace("http://", "http://user:secret@") + "?signature=secret"
+
+    def mood(handler: Any, first: int, last: int) -> bool:
+        known = "Authorization" in handler.headers and handler.path.endswith("?signature=secret")
+        if known and (first < 3 * BLOCK or healed):
+            return False
+        fault(handler, web, first, last)
+        return True
+
+    healed: list[bool] = []
+    web.mood = mood
+    well_told(cli(node, "stage", url, before=impatient), 25)
+    healed.append(True)
+    error = well_told_json(cli(node, "resume", "--json", before=impatient), 25)
+    assert error["next"][0].startswith("updater stage URL")
+    assert "is open" in error["state"]
+    assert "secret" not in cli(node, "history", "--json").out
+    assert b"secret" not in (node.parent / "data/journal.sqlite").read_bytes()
+    assert cli(node, "stage", url, before=impatient).code == 0
+    assert slot(node, "b")["state"] == "staged" and runs(node) == ["stage done"]
+
+
 def test_other_bytes_from_an_honest_server(raw: bytes, web: Web, node: Path) -> None:
     web.data = raw[:-200] + bytes(200)
     well_told(cli(node, "stage", web.url, before=impatient), 20)

@@ -222,3 +222,18 @@ def test_no_space_to_make_one(small_tmpfs: Callable[[int], Path]) -> None:
     place = small_tmpfs(8 << 10)
     with pytest.raises(NoSpace):
         Journal.open(place / "journal.sqlite")
+
+
+def test_a_commit_that_fails_leaves_nothing_open(path: Path) -> None:
+    """Another process reads all the while: the value is not there, and the next write goes through once it has read."""
+    with Journal.open(path) as journal, Journal.open(path) as reader:
+        journal.set_fact("data-release", 95)
+        journal._db.execute("PRAGMA busy_timeout = 10")
+        reader._db.execute("BEGIN")
+        assert reader.fact("data-release") == 95
+        with pytest.raises(Busy):
+            journal.set_fact("data-release", 96)
+        assert journal.fact("data-release") == 95
+        reader._db.execute("COMMIT")
+        journal.set_fact("data-release", 97)
+        assert reader.fact("data-release") == 97

@@ -112,6 +112,13 @@ def test_what_the_machine_says_is_not_done_is_done_again_whatever_the_record_say
     assert bench.world.log == ["apply a", "apply a"]
 
 
+def test_what_is_behind_is_not_asked_and_keeps_its_place(bench: Bench) -> None:
+    run_steps(bench.journal, bench.run, bench.steps("a", "b", "c"), bench.report, behind=1)
+    assert bench.world.log == ["apply b", "apply c"]
+    run_steps(bench.journal, bench.run, bench.steps("a", "b"), bench.report)
+    assert list(bench.states()) == ["a", "b", "c"]
+
+
 def test_a_failure_is_recorded_and_stops_and_resume_goes_on(bench: Bench) -> None:
     with pytest.raises(UpdaterError, match="broke"):
         run_steps(bench.journal, bench.run, bench.steps("a", "b", "c", b=UpdaterError("broke")), bench.report)

@@ -18,6 +18,7 @@ from core.errors import BundleInvalid, CommandFailed, ConfigError, NoSpace
 from core.run import run
 from images import keys, payload, sections, trees
 from images.build import BuildSpec, build
+from images.manifest import MAX_CHUNKS
 from images.read import Bundle
 from tests.images.bundlelab import NOW, Made
 
@@ -128,6 +129,13 @@ def test_kernel_given_but_missing(tree: Path, tmp_path: Path, made: Made) -> Non
     assert not (tmp_path / "b").exists()
 
 
+def test_a_kernel_whose_name_no_boot_entry_can_hold(tree: Path) -> None:
+    (tree / "boot/vmlinuz-6.1.0-99 (old)").write_bytes(b"kernel")
+    with pytest.raises(ConfigError, match="boot entry") as caught:
+        trees.boot_files(tree, kernel=None, initrd=None, cmdline="")
+    assert "99 (old)" in caught.value.what[0]
+
+
 def test_tree_too_large_for_its_image_leaves_the_old_bundle(tree: Path, tmp_path: Path, made: Made) -> None:
     target = tmp_path / "b"
     target.write_text("old")
@@ -156,6 +164,19 @@ def test_not_an_image(tmp_path: Path, made: Made) -> None:
     raw.write_bytes(b"hello" * 1000)
     with pytest.raises(ConfigError, match="not a filesystem image"):
         build(spec(image=raw, kernel="/k"), tmp_path / "b", [keys.load_signer(str(made.key))])
+
+
+def test_an_image_too_large_for_the_format_is_refused_before_the_work(
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = tmp_path / "raw"
+    shutil.copy(made.bundle.with_name("image"), raw)
+    os.truncate(raw, 4096 * MAX_CHUNKS + 4096)
+    monkeypatch.setattr(payload, "compress", None)
+    what = dataclasses.replace(spec(image=raw, kernel="/vmlinuz"), chunk_size=4096)
+    with pytest.raises(ConfigError) as caught:
+        build(what, tmp_path / "b", [keys.load_signer(str(made.key))])
+    assert "chunks" in caught.value.what[0]
 
 
 def test_two_signatures(made: Made, tmp_path: Path) -> None:

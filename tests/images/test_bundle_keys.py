@@ -168,3 +168,9 @@ def test_any_bit_of_the_envelope(pairs: Pairs, data: st.DataObject) -> None:
     raw[bit // 8] ^= 1 << bit % 8
     with pytest.raises((BundleInvalid, SignatureInvalid)):
         keys.verify(keys.parse(bytes(raw)), trust(pairs, "one", "two", threshold=2))
+
+
+@pytest.mark.parametrize("name", [".", "/"])
+def test_a_directory_is_no_name_for_a_key(name: str) -> None:
+    with pytest.raises(ConfigError, match="no name for a key"):
+        keys.generate(Path(name))

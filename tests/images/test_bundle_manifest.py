@@ -175,3 +175,13 @@ def test_dates(seconds: int) -> None:
 @given(st.datetimes(min_value=datetime(1970, 1, 1), max_value=datetime(9999, 1, 1)))
 def test_stamp(at: datetime) -> None:
     assert moment(stamp(at.replace(tzinfo=UTC))) == at.replace(microsecond=0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("key", [*dataclasses.asdict(GOOD), "boot.cmdline", "boot.initrd", "image.size"])
+def test_every_key_is_always_there(key: str) -> None:
+    data = dataclasses.asdict(GOOD)
+    *within, last = key.split(".")
+    del (data[within[0]] if within else data)[last]
+    with pytest.raises(BundleInvalid) as caught:
+        parse(canonical(data))
+    assert caught.value.what == (f"{key}: missing",)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +20,7 @@ from core.errors import BundleInvalid, ConfigError, SignatureInvalid, SourceUnre
 from images import keys, payload
 from images.build import build
 from images.manifest import canonical
-from images.read import HEAD, MAGIC, Bundle
+from images.read import HEAD, MAGIC, Bundle, BundleImage
 from images.source import truncated
 from tests.images.bundlelab import CHUNK, CREATED, NOW, Made
 
@@ -211,3 +214,20 @@ def test_build_lists_what_is_wrong(made: Made, tmp_path: Path) -> None:
         build(spec, tmp_path / "b", [])
     assert len(caught.value.what) == 4
     assert not (tmp_path / "b").exists()
+
+
+def test_an_interrupt_stops_all_readers(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def check(self: Bundle, chunk: int, room: memoryview) -> None:
+        read.append(chunk)
+        if len(read) == 6:  # by now all of them are at work
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        time.sleep(0.1)
+
+    monkeypatch.setattr(Bundle, "_check", check)
+    monkeypatch.setattr(BundleImage, "is_zero", lambda self, chunk: False)
+    with Bundle.open(made.bundle, made.trust, now=NOW) as bundle:
+        with pytest.raises(KeyboardInterrupt):
+            bundle.verify_all()
+        assert len(read) < bundle.image.count / 2, "they went on"

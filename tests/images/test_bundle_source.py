@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -235,6 +237,75 @@ def test_credentials_go_to_the_server_only(served: Web, made: Made) -> None:
         source.read(len(made.raw), 1)
     assert "secret" not in str(caught.value.as_json())
     source.close()
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("user:p%40ss", "user:p@ss"),
+        ("u%3Aser:p:s%25", "u:ser:p:s%"),
+        ("jörg:€", "jörg:€"),
+        ("user", "user:"),
+    ],
+)
+def test_credentials_are_sent_as_they_are_meant(served: Web, written: str, sent: str) -> None:
+    HttpSource(served.url.replace("http://", f"http://{written}@"), HASTY).close()
+    assert served.headers[0]["authorization"] == f"Basic {b64encode(sent.encode()).decode()}"
+
+
+def test_credentials_come_from_netrc_too(served: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login user password p%40€\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    HttpSource(served.url, HASTY).close()
+    assert served.headers[0]["authorization"] == f"Basic {b64encode('user:p%40€'.encode()).decode()}"
+
+
+def sends_on(location: str, body: bytes = b"", *, forever: bool = False) -> Mood:
+    """The first request is sent elsewhere, with a body that may trickle for longer than anybody should wait."""
+
+    def mood(handler: Any, first: int, last: int) -> bool:
+        if handler.path != "/mr95-1.bundle":
+            return False
+        handler.send_response(302)
+        handler.send_header("Location", location)
+        handler.end_headers()
+        handler.close_connection = True
+        handler.wfile.write(body)
+        for _ in range(100 if forever else 0):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+            if released.wait(0.05):
+                break
+        return True
+
+    return mood
+
+
+def test_what_comes_with_a_redirect_is_not_waited_for(served: Web, made: Made) -> None:
+    served.mood = sends_on("/there", forever=True)
+    started = time.monotonic()
+    source = HttpSource(served.url, HASTY)
+    assert bytes(source.read(5, 1000)) == made.raw[5:1005]
+    assert time.monotonic() - started < 2
+    source.close()
+
+
+def test_credentials_do_not_go_where_a_redirect_leads(served: Web) -> None:
+    here, elsewhere = "/there", served.url.replace("127.0.0.1", "localhost").replace("mr95-1.bundle", "there")
+    for location, told in ((here, True), (elsewhere, False)):
+        served.mood = sends_on(location, b"moved")
+        served.headers.clear()
+        HttpSource(served.url.replace("http://", "http://user:secret@"), HASTY).close()
+        assert ["authorization" in headers for headers in served.headers] == [True, told]
+
+
+@pytest.mark.parametrize("location", ["ftp://127.0.0.1/x", "http://[", "http://127.0.0.1:99999/"])
+def test_a_redirect_to_nowhere(served: Web, location: str) -> None:
+    served.mood = sends_on(location)
+    with pytest.raises(SourceUnreachable) as caught:
+        HttpSource(served.url, HASTY)
+    assert "no address" in caught.value.what[0]
 
 
 def test_read_ahead_fetches_a_block_once_for_all_threads() -> None:

@@ -245,6 +245,7 @@ ROOT = "8:2 / / rw,relatime shared:1 - ext4 /dev/sda2 rw"
         ("8:1 / {esp} rw,relatime shared:2 - vfat /dev/sda1 rw,fmask=0077", []),
         ("8:1 / {esp} rw - ext4 /dev/sda1 rw", []),
         ("8:1 / {esp} ro,relatime - vfat /dev/sda1 rw", ["read-only"]),
+        ("8:1 / {esp} rw,relatime - vfat /dev/sda1 ro,fmask=0077", ["read-only"]),
         ("0:40 / {esp} rw - btrfs /dev/sda1 rw", ["btrfs"]),
         ("253:0 / {esp} rw - ext4 /dev/mapper/vg-boot rw", ["device mapper"]),
         ("9:0 / {esp} rw - vfat /dev/md0 rw", ["software RAID"]),
@@ -266,4 +267,14 @@ def test_filesystems_that_grub_cannot_write_to_are_found(tmp_path: Path, line: s
 def test_the_last_mount_on_a_point_is_the_one_seen(tmp_path: Path) -> None:
     line = f"8:1 / {tmp_path} rw - {{}} /dev/sda1 rw"
     found = mount_of(tmp_path / "x", info(ROOT, line.format("vfat"), line.format("xfs")))
-    assert found is not None and found.filesystem == "xfs"
+    assert found is not None and found.fstype == "xfs"
+
+
+def test_mount_points_may_have_any_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is no UTF-8, anywhere on the machine, keeps nobody from looking."""
+    odd = tmp_path / "mountinfo"
+    odd.write_bytes(info(ROOT, "8:3 / /srv/m\xe4rz rw - ext4 /dev/sda3 rw").encode("latin-1"))
+    read = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda self, **how: read(odd if self.name == "mountinfo" else self, **how))
+    found = mount_of(tmp_path)
+    assert found is not None and found.point == Path("/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from core.image import BootFiles
 from partitions.boot import state, systemd_boot
 from partitions.boot.contract import BootLayout, SlotPlace
 from partitions.boot.state import BAD, GOOD, BootState, SlotBoot, SlotState
-from partitions.boot.systemd_boot import ENTRIES, SystemdBootBackend, entries_in
+from partitions.boot.systemd_boot import ENTRIES, LOADER, SystemdBootBackend, entries_in
 
 LAYOUT = BootLayout(a=SlotPlace(root="PARTUUID=aaaa"), b=SlotPlace(root="PARTUUID=bbbb"), cmdline="quiet")
 FILES = BootFiles(kernel="/boot/vmlinuz", initrd="/boot/initrd", cmdline="x=1")
@@ -61,7 +62,8 @@ def test_entries_tell_the_state_by_their_names(backend: SystemdBootBackend, root
         "sort-key updater",
         "linux /updater/b/linux",
         "initrd /updater/b/initrd",
-        "options root=PARTUUID=bbbb panic=30 quiet x=1 updater.slot=b",
+        "options root=PARTUUID=bbbb panic=30 quiet",
+        "options x=1 updater.slot=b",
     ]
     backend.write(state.mark_bad(backend.read(), "b"))
     assert names(backend) == ["updater-000002-a.conf"]
@@ -127,3 +129,53 @@ def test_a_kernel_that_differs_is_not_prepared(backend: SystemdBootBackend, root
     assert (backend.esp / "updater/b/linux").read_text() == "newer!"
     with pytest.raises(WrongState):
         backend.prepare("a", FILES, root)
+
+
+def test_no_entry_is_made_for_a_slot_without_its_kernel(tmp_path: Path) -> None:
+    backend = SystemdBootBackend(tmp_path / "esp", plain_filesystem=False)
+    with pytest.raises(BootEnvironment, match="no kernel for slot a"):
+        backend.install(LAYOUT, state.fresh("a"), {"a": FILES})
+    assert names(backend) == []
+
+
+def test_installing_again_brings_a_kernel_back(backend: SystemdBootBackend, root: Path) -> None:
+    """The arguments of its release stay, whoever knows them no more."""
+    before = (backend.esp / ENTRIES / "updater-000002-a.conf").read_text()
+    (backend.esp / "updater/a/linux").unlink()
+    assert [fault.message for fault in backend.check()] == [f"{backend.esp / 'updater/a/linux'} is missing"]
+    backend.install(LAYOUT, state.fresh("a"), {"a": dataclasses.replace(FILES, cmdline="")}, {"a": root})
+    assert (backend.esp / "updater/a/linux").read_text() == "kernel"
+    assert (backend.esp / ENTRIES / "updater-000002-a.conf").read_text() == before
+    assert backend.check() == []
+
+
+@pytest.mark.parametrize("before", ["#timeout 3\n#console-mode keep\n", "timeout 9\neditor\tyes\nconsole-mode max", ""])
+def test_loader_conf_says_what_we_need_and_keeps_the_rest(backend: SystemdBootBackend, before: str) -> None:
+    """`bootctl install` makes one before us."""
+    loader = backend.esp / LOADER
+    loader.write_text(before)
+    assert [fault.mend for fault in backend.check()] == ["updater init --install"]
+    assert backend.install(LAYOUT, state.fresh("a"), {}) == [loader]
+    kept = [line for line in before.splitlines() if "console-mode" in line or line.startswith("#")]
+    assert loader.read_text().splitlines() == [*kept, "timeout 3", "default updater-*", "editor no"]
+    assert backend.check() == []
+    assert backend.install(LAYOUT, state.fresh("a"), {}) == []
+
+
+def test_changed_arguments_of_the_node_come_into_all_entries(backend: SystemdBootBackend, root: Path) -> None:
+    backend.prepare("b", FILES, root)
+    backend.write(state.flip(backend.read(), "b", 3))
+    changed = dataclasses.replace(LAYOUT, cmdline="console=ttyS0")
+    backend.install(changed, state.fresh("a"), {"a": dataclasses.replace(FILES, cmdline="")}, {"a": root})
+    assert backend.read() == state.flip(state.fresh("a"), "b", 3)
+    for name, version, slot in (("updater-000002-a.conf", 2, "a"), ("updater-000003-b+3.conf", 3, "b")):
+        text = (backend.esp / "updater" / slot / "entry").read_text()
+        assert (backend.esp / ENTRIES / name).read_text() == f"version {version}\n{text}"
+        assert f"panic=30 console=ttyS0\noptions x=1 updater.slot={slot}\n" in text
+
+
+def test_an_entry_that_does_not_tell_whose_its_arguments_are_stays(backend: SystemdBootBackend) -> None:
+    for path in (backend.esp / "updater/a/entry", backend.esp / ENTRIES / "updater-000002-a.conf"):
+        path.write_text(path.read_text().replace("quiet\noptions ", "quiet "))
+    changed = dataclasses.replace(LAYOUT, cmdline="console=ttyS0")
+    assert backend.install(changed, state.fresh("a"), {}) == []
