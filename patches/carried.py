@@ -14,8 +14,10 @@ from patches.keep import Base, Earlier, Fate, Kept, carry
 from patches.kept_paths import Keep, Policy
 from patches.kept_record import Edited, record
 from patches.lifetime import Decision
+from patches.packages import package_of
+from patches.packages_solve import known_as
 from patches.patch import Patch
-from patches.registry import Entry, Kind, Registry
+from patches.registry import Entry, Kind, Registry, matching
 from patches.replace import Replaced
 
 
@@ -167,7 +169,7 @@ def by_kind(registry: Registry, without: Collection[str]) -> dict[Kind, list[str
     """The names that are to be left out, sorted by what they name. Raises ConfigError for one that names nothing."""
     left: dict[Kind, list[str]] = {kind: [] for kind in Kind}
     for word in without:
-        kinds = [kind for kind in Kind if _knows(registry, kind, word)]
+        kinds = [kind for kind in Kind if named(registry, kind, [word])]
         if not kinds:
             raise ConfigError(
                 f"nothing that is carried is called {word}",
@@ -179,9 +181,13 @@ def by_kind(registry: Registry, without: Collection[str]) -> dict[Kind, list[str
     return left
 
 
-def _knows(registry: Registry, kind: Kind, word: str) -> bool:
-    names = [entry.name for entry in registry.entries(kind)]
-    return word in names or sum(name.startswith(word) for name in names) == 1
+def named(registry: Registry, kind: Kind, words: Iterable[str]) -> list[str]:
+    """Those of the words that name something of the kind which is carried, as the kind's own commands take names."""
+    entries = registry.entries(kind)
+    if kind is Kind.PACKAGE:
+        packages = [package_of(entry) for entry in entries]
+        return [word for word in words if any(known_as(package, word) for package in packages)]
+    return [word for word in words if len(matching(kind, entries, word)) == 1]
 
 
 def _chosen(

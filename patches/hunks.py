@@ -95,10 +95,16 @@ def apply_hunks(content: bytes, hunks: Sequence[Hunk], fuzz: int = 0) -> tuple[b
 
 
 def _already(lines: list[bytes], old: list[bytes], new: list[bytes], hunk: Hunk, guess: int, done: int) -> int | None:
-    """Where nothing tells the place of a hunk but its number (no context, nothing removed): what it adds is there."""
-    if not old and new and guess >= done and lines[guess : guess + len(new)] == new:
+    """Where the hunk says, what it adds is there already, and what it expects is not. That is looked at before other
+    places are: in a file with blocks that are alike, the next one would be changed too.
+    """
+    if guess < done or all(kind != b"+" for kind, _ in hunk.lines) or lines[guess : guess + len(new)] != new:
+        return None
+    if not old:  # no context, nothing removed: only its number tells the place
         return guess
-    return None
+    if _matches(lines, old, guess, 0, 0):
+        return None
+    return guess if _locate(lines, new, hunk, guess, done, 0)[0] == guess else None
 
 
 def _locate(

@@ -54,7 +54,7 @@ class Packages:
 
     def all(self) -> list[Package]:
         """All carried packages, in the order in which they were added."""
-        return [_package(entry) for entry in self._registry.entries(Kind.PACKAGE)]
+        return [package_of(entry) for entry in self._registry.entries(Kind.PACKAGE)]
 
     def named(self, word: str) -> list[Package]:
         """The packages that the operator means by a name, name-version-release, or nevra. Raises ConfigError."""
@@ -100,7 +100,8 @@ class Packages:
                     content=copy,
                     replace=before is not None,
                 )
-                added.append(Added(package=_package(entry), signer=signer, new=True))
+                known[header.nevra] = package_of(entry)  # a file may be named twice
+                added.append(Added(package=known[header.nevra], signer=signer, new=True))
         return added
 
     def remove(self, word: str, *, why: str = "") -> list[Package]:
@@ -113,15 +114,19 @@ class Packages:
     def expire(self, word: str, until: str, *, reason: str = "") -> list[Package]:
         """End the lifetime of the packages that are meant at a release or build. Raises ConfigError."""
         found = self.named(word)
-        return [_package(self._registry.expire(Kind.PACKAGE, package.name, until, reason=reason)) for package in found]
+        return [
+            package_of(self._registry.expire(Kind.PACKAGE, package.name, until, reason=reason)) for package in found
+        ]
 
     # -- what becomes of them in a release
 
     def decide(self, target: Release, root: Path, without: Collection[str] = ()) -> list[Choice]:
         """What becomes of each package in the release whose root this is. Nothing is tried yet: see `examine`.
 
-        Raises NotReady when the root's database cannot be read.
+        Raises ConfigError when `without` has a name that is none's, NotReady when the root's database cannot be read.
         """
+        for word in without:
+            self.named(word)
         packages = self.all()
         database = database_of(root) if packages else None
         installed = reader().installed(database) if database is not None else []
@@ -130,7 +135,7 @@ class Packages:
     def recall(self, names: Collection[str]) -> list[Choice]:
         """The choices of a plan as it was recorded: these packages, and no others, also where one was removed since."""
         found = {entry.name: entry for entry in self._registry.entries(Kind.PACKAGE, ended=True)}
-        known = [_package(found[name]) for name in names if name in found]
+        known = [package_of(found[name]) for name in names if name in found]
         return [Choice(package=package, state=State.CARRIED, why="as planned") for package in known]
 
     def examine(self, choices: Sequence[Choice], root: Path) -> None:
@@ -260,7 +265,8 @@ def outcomes(choices: Sequence[Choice], root: Path) -> list[tuple[str, str, dict
 # -- inside
 
 
-def _package(entry: Entry) -> Package:
+def package_of(entry: Entry) -> Package:
+    """The package of an entry."""
     facts: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in entry.facts["header"].items()

@@ -109,12 +109,15 @@ class Registry(Store):
         return [_entry(row) for row in rows]
 
     def get(self, kind: Kind, name: str) -> Entry:
-        """The carried thing of this name, or the only one whose name begins so. Raises ConfigError."""
+        """The carried thing of this name; of packages and patches also the only one whose name begins so.
+
+        Raises ConfigError.
+        """
         known = self.entries(kind)
-        found = [entry for entry in known if entry.name == name] or [e for e in known if e.name.startswith(name)]
-        if len(found) == 1 and name:
+        found = matching(kind, known, name)
+        if len(found) == 1:
             return found[0]
-        several = bool(found and name)
+        several = bool(found)
         raise ConfigError(
             f"{'several' if several else 'no'} {_PLURAL[kind]} {'begin with' if several else 'of the name'} {name}",
             what=[entry.name for entry in (found or known)][:20] or f"no {_PLURAL[kind]} are carried",
@@ -292,6 +295,15 @@ class Registry(Store):
                 what="they would supersede each other, and none would be carried",
                 state="nothing was changed",
             )
+
+
+def matching(kind: Kind, entries: Iterable[Entry], name: str) -> list[Entry]:
+    """The entry of this name, else those whose names begin so. A path means itself alone: what begins so is in it."""
+    known = list(entries)
+    found = [entry for entry in known if entry.name == name]
+    if found or kind is Kind.FILE or not name:
+        return found
+    return [entry for entry in known if entry.name.startswith(name)]
 
 
 _VERB = {Kind.PACKAGE: "rpm", Kind.PATCH: "patch", Kind.FILE: "keep"}

@@ -1,6 +1,7 @@
 """What rendering changed in one root, and what the files held before: a file per rendering, mode 0600, the latest ten.
 
-Kept on the data partition. A record is durable before the first file is touched.
+Kept on the data partition. A record is durable before the first file is touched, and done when the units have taken
+notice of the last. Until then nobody knows which of its files are in place.
 """
 
 from __future__ import annotations
@@ -65,12 +66,21 @@ class History:
         self.directory = directory
 
     def written(self) -> dict[str, tuple[str, bool]]:
-        """The files that are ours now, by target."""
+        """The files that are ours after the newest rendering, by target."""
+        done, begun = self.latest_done()
+        newest = begun[0] if begun else done
+        return newest.written if newest else {}
+
+    def latest_done(self) -> tuple[Record | None, list[Record]]:
+        """The newest record that was carried out to its end, and those that were begun since, newest first."""
+        begun = []
         for number in reversed(self._numbers()):
             record = self._read(number)
-            if record.state != "undone":
-                return record.written
-        return {}
+            if record.state == "begun":
+                begun.append(record)
+            elif record.state != "undone":
+                return record, begun
+        return None, begun
 
     def latest(self) -> tuple[int, Record]:
         """The newest record that changed something and was not undone. Raises WrongState."""
@@ -90,9 +100,11 @@ class History:
             self._path(old).unlink(missing_ok=True)
         return number
 
-    def finish(self, number: int) -> None:
-        """All of its files are in place."""
-        self._set_state(number, "done")
+    def finish(self) -> None:
+        """All files of all that was begun are in place, and the units have taken notice."""
+        for number in self._numbers():
+            if self._read(number).state == "begun":
+                self._set_state(number, "done")
 
     def undone(self, number: int) -> None:
         """Its files are as they were before."""

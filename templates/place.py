@@ -1,7 +1,8 @@
 """Puts rendered files into a root, whichever it is, and can take them back.
 
 First everything is looked at and validated; then what the files held before is saved, durably; only then are they
-replaced, one by one, each whole. Interrupted anywhere, both going on (render again) and going back (undo) work.
+replaced, one by one, each whole. Interrupted anywhere, both going on (render again) and going back (undo) work: what
+was begun is on record until the units have taken notice (`History.finish`), and is taken up by the next rendering.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class FileResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What was done, or would be. `restart`, `reload`: units whose files changed. `record`: for undo (0: none)."""
+    """What was done, or would be. `restart`, `reload`: units whose files changed, now or in a rendering that was not
+    finished. `record`: for undo (0: none).
+    """
 
     files: tuple[FileResult, ...]
     restart: tuple[str, ...] = ()
@@ -92,24 +95,58 @@ class _Plan:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ours:
+    """Which files are ours. `hashes`: by target, as the last finished rendering left it and those since would have.
+    `written`: what the newest one leaves. `sensitive`: targets that hold, or held, a secret. `begun`: not finished.
+    """
+
+    hashes: dict[str, frozenset[str]]
+    written: dict[str, tuple[str, bool]]
+    sensitive: frozenset[str]
+    begun: tuple[Change, ...]
+
+    def expects(self, target: str, found: Before) -> bool:
+        """Whether this is what we wrote, or what was there when a rendering began that did not come to it."""
+        return hashed(found.content) in self.hashes[target] or any(
+            change.target == target and change.before == found for change in self.begun
+        )
+
+
+def _ours(history: History) -> _Ours:
+    done, begun = history.latest_done()
+    records = [*begun, *([done] if done else [])]
+    hashes: dict[str, frozenset[str]] = {}
+    for record in records:
+        for target, (content, _) in record.written.items():
+            hashes[target] = hashes.get(target, frozenset()) | {content}
+    return _Ours(
+        hashes=hashes,
+        written=history.written(),
+        sensitive=frozenset(target for each in records for target, (_, secret) in each.written.items() if secret),
+        begun=tuple(change for record in begun for change in record.changes),
+    )
+
+
 def place(
     rendered: Sequence[Rendered], root: Path, history: History, mask: Mask, *, dry_run: bool = False, what: str = ""
 ) -> Outcome:
-    """Bring the root's files to what was rendered; `what` (configuration and release) goes on record.
+    """Bring the root's files to what was rendered; `what` (configuration and release) goes on record. The caller has
+    the units take notice, and then calls `History.finish`.
 
     Raises ModificationConflict when a file cannot be put there or does not pass its validator (nothing was written
     then); OSError when the disk fails or is full, after which calling again, or `undo`, is safe.
     """
-    written = history.written()
+    ours = _ours(history)
     plans, faults = [], []
     users, groups = _numbers(root, "etc/passwd"), _numbers(root, "etc/group")
     for each in rendered:
         try:
-            plans.append(_plan(each, root, users, groups, written))
+            plans.append(_plan(each, root, users, groups, ours))
         except ValueError as error:
             faults.append(f"{each.target}: {error}")
     wanted = {plan.target for plan in plans if plan.content is not None}
-    plans += [_gone(target, root, written) for target in sorted(written.keys() - {plan.target for plan in plans})]
+    plans += [_gone(target, root, ours) for target in sorted(ours.hashes.keys() - {plan.target for plan in plans})]
     specs = {each.target: each.spec for each in rendered}
     for plan in plans:
         spec = specs.get(plan.target)
@@ -130,7 +167,7 @@ def place(
     changes = [plan for plan in plans if plan.is_change]
     after = {plan.target: (hashed(plan.content or b""), plan.sensitive) for plan in plans if plan.target in wanted}
     number = 0
-    if not dry_run and (changes or after != written):
+    if not dry_run and (changes or after != ours.written):
         number = history.begin(Record(what=what, changes=tuple(_recorded(plan) for plan in changes), written=after))
         point("render:recorded")
         for parent in {plan.path.parent for plan in changes if plan.content is not None}:
@@ -138,8 +175,7 @@ def place(
         with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:  # each waits for the disk most of the time
             for _ in pool.map(_put_planned, changes):
                 point("render:file")
-        history.finish(number)
-    return _outcome(plans, number, mask, dry_run)
+    return _outcome(plans, number, mask, dry_run, begun=ours.begun)
 
 
 def undo(root: Path, history: History, mask: Mask, *, dry_run: bool = False) -> Outcome:
@@ -190,17 +226,17 @@ def _plan(
     root: Path,
     users: dict[str, int],
     groups: dict[str, int],
-    written: dict[str, tuple[str, bool]],
+    ours: _Ours,
 ) -> _Plan:
     path = _locate(root, each.target)
     if path.is_dir() and not path.is_symlink():
         raise ValueError("there is a directory in its place")
     before = _look(path)
     if each.content is None:
-        gone = _gone(each.target, root, written)
+        gone = _gone(each.target, root, ours)
         gone.restart, gone.reload = each.restart, each.reload
         return gone
-    known = written.get(each.target)
+    known = each.target in ours.hashes
     private = before is not None and not before.mode & 0o004
     plan = _Plan(
         target=each.target,
@@ -209,7 +245,7 @@ def _plan(
         content=each.content,
         owner=(_number(each.spec.owner, users, "user"), _number(each.spec.group, groups, "group")),
         mode=int(each.spec.mode, 8),
-        sensitive=each.sensitive or (known[1] if known else private),
+        sensitive=each.sensitive or (each.target in ours.sensitive if known else private),
         restart=each.restart,
         reload=each.reload,
     )
@@ -217,18 +253,18 @@ def _plan(
         raise ValueError(f"holds a secret, and its mode {each.spec.mode} lets everybody read it")
     if before and before.link:
         plan.notes.append(f"replaces a symbolic link to {before.link}")
-    elif before and known and hashed(before.content) != known[0] and plan.is_change:
+    elif before and known and not ours.expects(each.target, before) and plan.is_change:
         plan.notes.append("was changed by hand; what it held is saved: updater render --undo")
     return plan
 
 
-def _gone(target: str, root: Path, written: dict[str, tuple[str, bool]]) -> _Plan:
+def _gone(target: str, root: Path, ours: _Ours) -> _Plan:
     """A file that the release does not want: removed if it is as we wrote it; else it is none of our business."""
     path = _locate(root, target)
     before = _look(path)
-    known = written.get(target)
-    plan = _Plan(target=target, path=path, before=before, content=None, sensitive=bool(known and known[1]))
-    if before is not None and (known is None or before.link or hashed(before.content) != known[0]):
+    known = ours.hashes.get(target, frozenset())
+    plan = _Plan(target=target, path=path, before=before, content=None, sensitive=target in ours.sensitive)
+    if before is not None and (before.link or hashed(before.content) not in known):
         plan.left = True
         plan.notes.append("no longer written by us, " + ("changed by hand: left" if known else "and never was: left"))
     return plan
@@ -296,6 +332,10 @@ def _number(name: str, known: dict[str, int], what: str) -> int:
     return known[name]
 
 
+def _is_unit(target: str) -> bool:
+    return target.startswith("/etc/systemd/system/")
+
+
 def _recorded(plan: _Plan) -> Change:
     return Change(
         target=plan.target,
@@ -307,11 +347,19 @@ def _recorded(plan: _Plan) -> Change:
     )
 
 
-def _outcome(plans: list[_Plan], number: int, mask: Mask, dry_run: bool, *, back: bool = False) -> Outcome:
+def _outcome(
+    plans: list[_Plan],
+    number: int,
+    mask: Mask,
+    dry_run: bool,
+    *,
+    back: bool = False,
+    begun: Sequence[Change] = (),
+) -> Outcome:
     files: list[FileResult] = []
-    restart: dict[str, None] = {}
-    reload: dict[str, None] = {}
-    units = False
+    restart = dict.fromkeys(unit for change in begun for unit in change.restart)
+    reload = dict.fromkeys(unit for change in begun for unit in change.reload)
+    units = any(_is_unit(change.target) for change in begun)
     for plan in plans:
         if plan.content is None and plan.before is None:
             continue
@@ -319,7 +367,7 @@ def _outcome(plans: list[_Plan], number: int, mask: Mask, dry_run: bool, *, back
         if plan.is_change:
             restart |= dict.fromkeys(plan.restart)
             reload |= dict.fromkeys(plan.reload)
-            units = units or plan.target.startswith("/etc/systemd/system/")
+            units = units or _is_unit(plan.target)
             if plan.content is None:
                 action = Action.WOULD_REMOVE if dry_run else Action.REMOVED
             else:

@@ -49,6 +49,9 @@ CREATE TRIGGER IF NOT EXISTS frozen_configuration BEFORE UPDATE ON configuration
 CREATE TRIGGER IF NOT EXISTS kept_configuration BEFORE DELETE ON configurations WHEN OLD.digest IS NOT NULL
     BEGIN SELECT RAISE(ABORT, 'frozen'); END;
 {_FROZEN}
+CREATE TABLE IF NOT EXISTS secrets (
+    version INTEGER NOT NULL REFERENCES configurations (version), option TEXT NOT NULL,
+    PRIMARY KEY (version, option)) WITHOUT ROWID;
 """
 
 
@@ -111,7 +114,7 @@ class Store(store.Store):
 
     WHAT = "the configuration store"
     FORM = _FORM
-    NEWEST = "history"
+    NEWEST = "secrets"
     READERS = "store"
 
     @classmethod
@@ -184,6 +187,13 @@ class Store(store.Store):
         if saved.digest is not None and digest(tree) != saved.digest:
             raise self._damaged(saved)
         return tree
+
+    def withheld(self, version: int) -> frozenset[str]:
+        """The options that were handled as secrets when it was applied: servers that they are not for do not get them.
+        Another release may call others so, and must not send something else under the same number. Empty: none were,
+        or an older agent applied it.
+        """
+        return frozenset(row["option"] for row in self._all("SELECT option FROM secrets WHERE version = ?", version))
 
     def history(self, limit: int = 100) -> list[Entry]:
         """What was done, newest first."""
@@ -270,18 +280,18 @@ class Store(store.Store):
 
         Returns whether it was not active before. Raises WrongState when there is another one of that number.
         """
-        known = {each.version: each for each in self.listed()}
         wanted = digest(tree)
-        if version in known and known[version].digest != wanted:
-            raise WrongState(
-                f"there is another configuration v{version} here already",
-                what=f"{self.path} holds one that is not the one sent",
-                state="nothing was changed",
-                next="have one configuration host only; clone the wanted one there, and apply the clone",
-            )
-        if version in known and known[version].active:
-            return False
         with self._transaction():
+            known = {each.version: each for each in self.listed()}
+            if version in known and known[version].digest != wanted:
+                raise WrongState(
+                    f"there is another configuration v{version} here already",
+                    what=f"{self.path} holds one that is not the one sent",
+                    state="nothing was changed",
+                    next="have one configuration host only; clone the wanted one there, and apply the clone",
+                )
+            if version in known and known[version].active:
+                return False
             if version not in known:
                 self._insert(None, author, version)
                 self._fill(version, tree)
@@ -289,13 +299,26 @@ class Store(store.Store):
             self._note(version, "applied", author, "received")
         return True
 
-    def apply(self, version: int, author: Author) -> Saved:
-        """Freeze it, if it is a draft, and make it the active one. The caller has validated it."""
-        saved, tree = self.saved(version), self.tree(version)
+    def apply(self, version: int, author: Author, *, expected: str = "", secrets: Set[str] = frozenset()) -> Saved:
+        """Freeze it, if it is a draft, and make it the active one. `expected`: the digest of what the caller has
+        validated. `secrets`: the options that are handled as secrets in it, for `withheld`.
+
+        Raises WrongState when it was changed since.
+        """
         point("config:apply")
         with self._transaction():
+            saved, found = self.saved(version), digest(self.tree(version))
+            if expected and found != expected:
+                raise WrongState(
+                    f"{saved.name} was changed while it was being applied",
+                    what="somebody set a value after it was looked at",
+                    state="nothing was changed",
+                    next=[f"updater config show {saved.name}", f"updater config apply {saved.name}"],
+                )
             if saved.is_draft:
-                self._freeze(version, digest(tree))
+                self._freeze(version, found)
+                rows = ((version, name) for name in secrets)
+                self._db.executemany("INSERT INTO secrets (version, option) VALUES (?, ?)", rows)
             self._note(version, "applied", author)
         return self.saved(version)
 

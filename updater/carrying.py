@@ -8,7 +8,6 @@ edited after staging is in `kept`.
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from images import sections
 from images.read import Bundle
 from partitions import mounts
 from patches import keep, patch
-from patches.carried import base_of, by_kind, choose_keeps, choose_patches, note_patches
+from patches.carried import base_of, by_kind, choose_keeps, choose_patches, named, note_patches
 from patches.kept_paths import Policy
 from patches.lifetime import Decision
 from patches.packages import Packages, outcomes
@@ -197,26 +196,25 @@ def _try_configuration(node: Node, bundle: Bundle, root: Path) -> str:
     with tempfile.TemporaryDirectory(prefix="updater-templates-") as scratch:
         shipped = _unpacked(bundle, Path(scratch) / "templates")
         place = configuring.Place(root=root, history=History(Path(scratch) / "history"), slot="", running=False)
-        return _rendered(node, bundle, place, shipped, dry_run=True)
+        return _rendered(node, bundle, place, shipped, dry_run=True).summary()
 
 
 def _unpacked(bundle: Bundle, into: Path) -> manifest.Shipped:
     """The bundle's own templates, or those that come with this program."""
-    if "templates" not in bundle.manifest.sections:
+    if configuring.SECTION not in bundle.manifest.sections:
         return manifest.load(manifest.builtin())
-    into.mkdir(parents=True, exist_ok=True)
-    sections.unpack(bundle.section("templates"), into)
+    into.mkdir()
+    sections.unpack(bundle.section(configuring.SECTION), into)
     return manifest.load(into)
 
 
 def _rendered(
     node: Node, bundle: Bundle, place: configuring.Place, shipped: manifest.Shipped, *, dry_run: bool = False
-) -> str:
+) -> configuring.Report:
     with Store.open(configuring.store_path(node.config)) as store:
-        done = configuring.render_into(
+        return configuring.render_into(
             node.config, place, store, shipped=shipped, release=bundle.manifest.release, dry_run=dry_run
         )
-    return done.summary()
 
 
 # -- the steps
@@ -286,7 +284,7 @@ class ApplyPatches(_CarryStep):
         """Apply, record the files with their hashes."""
         node, slot = self.target.node, self.target.slot
         with Registry.of(node.config.data) as registry, mounts.mounted(self.target.device, read_only=False) as root:
-            chosen = choose_patches(registry, self.release, by_kind(registry, self.target.without)[Kind.PATCH])
+            chosen = choose_patches(registry, self.release, named(registry, Kind.PATCH, self.target.without))
             replaced = patch.apply(chosen.patches, root, node.config.data / f"patching-{slot}.json")
             note_patches(registry, slot, chosen.decisions, replaced)
         return f"{_count(chosen.decisions)}, {len(replaced)} files changed"
@@ -312,13 +310,15 @@ class Configure(_CarryStep):
         return "render the active configuration with the release's templates"
 
     def apply(self, facts: Facts, report: Report) -> str:
-        """Unpack the templates for later, render."""
+        """Render, and note what: the configuration may be another one by the time the slot is sealed, or activated."""
         node, slot = self.target.node, self.target.slot
-        templates = configuring.templates_of(node.config, slot)
-        shutil.rmtree(templates, ignore_errors=True)
-        shipped = _unpacked(self.target.bundle, templates)
-        with mounts.mounted(self.target.device, read_only=False) as root:
-            history = History(node.config.data / "rendered" / slot)
-            history.forget()  # the slot was written anew: nothing that was rendered before is in it
-            place = configuring.Place(root=root, history=history, slot=slot, running=False)
-            return _rendered(node, self.target.bundle, place, shipped)
+        with (
+            tempfile.TemporaryDirectory(prefix="updater-templates-") as scratch,
+            mounts.mounted(self.target.device, read_only=False) as root,
+        ):
+            shipped = _unpacked(self.target.bundle, Path(scratch) / "templates")
+            place = configuring.in_slot(node.config, slot, root)
+            place.history.forget()  # the slot was written anew: nothing that was rendered before is in it
+            done = _rendered(node, self.target.bundle, place, shipped)
+        node.journal.set_slot(slot, node.journal.slot(slot) | {"rendered": done.rendered})
+        return done.summary()

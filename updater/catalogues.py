@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from core.errors import CatalogueInvalid
-from core.files import fsync_dir, fsync_tree
 from images import sections
 from images.read import Bundle
 from migrations import catalogue as catalogues
 from migrations.catalogue import Catalogue
 from partitions.boot.state import Slot
 from updater.node import Node
+from updater.unpacking import keep_section
 
 SECTION = "migrations"
 
@@ -41,17 +40,7 @@ def catalogue_of(node: Node, slot: Slot) -> Catalogue:
 
 def keep(node: Node, slot: Slot, bundle: Bundle) -> None:
     """Unpack the bundle's catalogue for the slot, durably, in place of what was there: all of it or nothing."""
-    target = kept(node, slot)
-    target.parent.mkdir(exist_ok=True)
-    fresh = target.with_name(f".{slot}")
-    for leftover in (fresh, target):
-        shutil.rmtree(leftover, ignore_errors=True)
-    if SECTION in bundle.manifest.sections:
-        fresh.mkdir()
-        sections.unpack(bundle.section(SECTION), fresh)
-        fsync_tree(fresh)
-        fresh.rename(target)
-    fsync_dir(target.parent)
+    keep_section(bundle, SECTION, kept(node, slot))
 
 
 @contextmanager

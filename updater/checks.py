@@ -146,6 +146,17 @@ def in_progress(run: Run, verb: str) -> Busy:
     )
 
 
+def not_booted(node: Node, run: Run) -> None:
+    """An interrupted stage goes on only where its slot still is the one that does not run. Raises WrongState."""
+    slot = run.plan["slot"]
+    if slot != node.inactive:
+        raise WrongState(
+            f"stage {run.id} cannot go on: it is to write slot {slot}, and slot {slot} runs now",
+            state=f"slot {slot} is in service; this command changed nothing",
+            next="updater abort",
+        )
+
+
 def none_open(node: Node, verb: str) -> str:
     """Check that no run is open."""
     run = node.journal.open_run()

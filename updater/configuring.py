@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from core.errors import ModificationConflict, WrongState
+from core.journal import Facts
 from templates import check, manifest
 from templates.history import History
 from templates.manifest import Shipped
 from templates.masking import Mask
 from templates.place import Action, Outcome, place, undo
 from templates.render import NodeFacts, render
-from templates.store import Author, Store, secrets_in
+from templates.store import Author, Store, digest, secrets_in
 from templates.tree import Instance, Tree
 from templates.units import UnitResult, act
 from updater.layout import running_root
 from updater.machine import machine_of
 from updater.node_toml import NodeConfig
 
-Which = Literal["active", "inactive"]
+#: The bundle's section with the release's schema and templates.
+SECTION = "templates"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +39,12 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What rendering did: files, units, and what became of options that have other names in the release."""
+    """What rendering did: files, units, and what became of options that have other names in the release. `rendered`:
+    the configuration's version and digest, as the journal keeps them of a slot.
+    """
 
     outcome: Outcome
+    rendered: Facts = field(default_factory=dict)
     units: tuple[UnitResult, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -101,27 +104,22 @@ def own_instance(config: NodeConfig) -> dict[str, Instance]:
     return {config.name: Instance(application=config.role or "server", server=config.name)}
 
 
-@contextmanager
-def place_of(config: NodeConfig, which: Which, root: Path | None = None) -> Iterator[Place]:
-    """The root to render into: a directory, the running system, or the other slot, mounted for the while.
+def running_place(config: NodeConfig) -> Place:
+    """The running system, to render into; in a sandbox it is a directory (`running_root`)."""
+    top = running_root(config)
+    top.mkdir(exist_ok=True)
+    return replace(in_slot(config, machine_of(config).booted_slot(), top), running=config.machine == "host")
 
-    In a sandbox the running system is a directory (`running_root`).
-    """
-    from partitions import mounts
 
-    booted = machine_of(config).booted_slot()
-    slot = booted if which == "active" else "ab".replace(booted, "")
-    history = config.data / "rendered"
-    if root is not None:
-        name = str(root.resolve()).strip("/").replace("/", "-") or "root"
-        yield Place(root=root, history=History(history / f"at-{name}"), slot=slot, running=False)
-    elif which == "active":
-        top = running_root(config)
-        top.mkdir(exist_ok=True)
-        yield Place(root=top, history=History(history / slot), slot=slot, running=config.machine == "host")
-    else:
-        with mounts.mounted(config.slots[slot].device, read_only=False) as mounted:
-            yield Place(root=mounted, history=History(history / slot), slot=slot, running=False)
+def directory_place(config: NodeConfig, root: Path, slot: str) -> Place:
+    """Any directory, to render into with the templates of the release in the slot."""
+    name = str(root.resolve()).strip("/").replace("/", "-") or "root"
+    return Place(root=root, history=History(config.data / "rendered" / f"at-{name}"), slot=slot, running=False)
+
+
+def in_slot(config: NodeConfig, slot: str, root: Path) -> Place:
+    """A slot that does not run, mounted at `root`."""
+    return Place(root=root, history=History(config.data / "rendered" / slot), slot=slot, running=False)
 
 
 def mask_of(store: Store, shipped: Shipped) -> Mask:
@@ -174,7 +172,15 @@ def render_into(
     secrets = secrets_in([tree], shipped.schema.secrets) | store.every_value(shipped.schema.secrets)
     outcome = place(made, where.root, where.history, Mask(secrets), dry_run=dry_run, what=f"v{version} {release}")
     units = act(outcome) if where.running and not dry_run else []
-    return Report(outcome=outcome, units=tuple(units), notes=tuple(map(str, notes)))
+    report = Report(
+        outcome=outcome,
+        rendered={"version": version, "digest": digest(tree)},
+        units=tuple(units),
+        notes=tuple(map(str, notes)),
+    )
+    if not dry_run and not report.faults:
+        where.history.finish()
+    return report
 
 
 def undo_in(config: NodeConfig, where: Place, store: Store, *, dry_run: bool = False) -> Report:

@@ -15,7 +15,7 @@ from core.report import Report
 from partitions import mounts
 from partitions.boot.state import Slot, other
 from patches import keep
-from patches.carried import base_of, by_kind, choose_keeps, earlier_of, stage_keeps, take_out
+from patches.carried import base_of, choose_keeps, earlier_of, named, stage_keeps, take_out
 from patches.kept_record import changed_since
 from patches.registry import Kind, Registry
 from updater.layout import running_root
@@ -30,7 +30,7 @@ def _book(node: Node, slot: Slot) -> Path:
 def copy_kept(node: Node, slot: Slot, release: Release, without: Collection[str]) -> str:
     """Copy the kept files of the running system into the slot, and write down what was copied."""
     with Registry.of(node.config.data) as registry, mounts.mounted(node.device(slot), read_only=False) as root:
-        chosen = choose_keeps(registry, release, by_kind(registry, without)[Kind.FILE])
+        chosen = choose_keeps(registry, release, named(registry, Kind.FILE, without))
         counts = stage_keeps(
             registry,
             chosen.keeps,
@@ -54,7 +54,7 @@ def copy_again(node: Node, slot: Slot, release: Release, without: Collection[str
     """
     source, device = running_root(node.config), node.device(slot)
     with Registry.of(node.config.data) as registry:
-        keeps = choose_keeps(registry, release, by_kind(registry, without)[Kind.FILE]).keeps
+        keeps = choose_keeps(registry, release, named(registry, Kind.FILE, without)).keeps
         edited = list(changed_since(_book(node, slot), keeps, source))
         earlier = earlier_of(registry, slot, edited)
         with mounts.mounted(device, read_only=True) as root:
@@ -75,7 +75,7 @@ def edited_since(node: Node, slot: Slot) -> list[str]:
     if "seal" not in record or not _book(node, slot).exists() or "files" not in record.get("carried", ()):
         return []
     with Registry.of(node.config.data) as registry:
-        without = by_kind(registry, record.get("without", ()))[Kind.FILE]
+        without = named(registry, Kind.FILE, record.get("without", ()))  # some may have been removed since
         keeps = choose_keeps(registry, Release.parse(record["release"]), without).keeps
         return [
             f"{each.path} {each.how}" for each in changed_since(_book(node, slot), keeps, running_root(node.config))

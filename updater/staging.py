@@ -18,10 +18,11 @@ from partitions import disks, mounts, slots, write
 from partitions.boot.backend import open_backend
 from partitions.boot.state import Slot, SlotState, mark_bad
 from patches.files import copy_into
-from updater import catalogues, pristine
+from updater import catalogues, configuring, pristine
 from updater.layout import boot_layout
 from updater.node import Node
 from updater.progress import note_progress
+from updater.unpacking import keep_section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +259,10 @@ class Seal(_SlotStep):
         manifest = self.target.bundle.manifest
         pristine.keep(self.target.node.config, self.target.slot, self.target.bundle)
         catalogues.keep(self.target.node, self.target.slot, self.target.bundle)
+        templates = configuring.templates_of(self.target.node.config, self.target.slot)
+        keep_section(self.target.bundle, configuring.SECTION, templates)
         seal = seal_of(self.target.node, self.target.slot, manifest.image.size, self.target.rate_limit)
+        held = self.target.node.journal.slot(self.target.slot)
         self.target.node.journal.set_slot(
             self.target.slot,
             {
@@ -275,6 +279,7 @@ class Seal(_SlotStep):
                 "carried": list(self.target.carried),
                 "without": list(self.target.without),
                 "fingerprint": self.target.fingerprint,
+                "rendered": held.get("rendered", {}),
             },
         )
         return f"{manifest.release} is staged in slot {self.target.slot}"

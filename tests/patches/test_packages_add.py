@@ -14,12 +14,13 @@ from core.errors import CommandFailed, ConfigError, NotPermitted, SignatureInval
 from core.release import Release
 from core.run import ENVIRONMENT
 from patches import packages_platform, packages_repository
+from patches.carried import by_kind
 from patches.lifetime import Lifetime
 from patches.packages import Packages
 from patches.packages_keys import keyring
 from patches.packages_rpm import BindingReader, CommandReader, database_of
 from patches.packages_solve import State, choose
-from patches.registry import Registry
+from patches.registry import Kind, Registry
 from tests.patches.rpmlab import (
     Rpms,
     carry,
@@ -70,6 +71,25 @@ def test_a_directory_is_added_whole_and_again_without_effect(packages: Packages,
     assert [each.new for each in packages.add([tmp_path])] == [True, True]
     assert [each.new for each in packages.add([tmp_path])] == [False, False]
     assert names(packages) == ["one-1-1.noarch", "two-1-1.noarch"]
+
+
+def test_a_file_that_is_named_twice_is_added_once(packages: Packages, rpms: Rpms, tmp_path: Path) -> None:
+    (tmp_path / "one.rpm").write_bytes(rpms.make("one").read_bytes())
+    assert [each.new for each in packages.add([tmp_path, tmp_path / "one.rpm"])] == [True, False]
+    assert names(packages) == ["one-1-1.noarch"]
+
+
+def test_what_is_left_out_is_meant_by_the_names_that_every_command_takes(
+    packages: Packages, registry: Registry, rpms: Rpms
+) -> None:
+    for name, version in (("probe", "2.1"), ("probe", "2.2"), ("tool", "1"), ("tool-extras", "1")):
+        carry(packages, rpms.make(name, version))
+    for word in ("probe", "tool", "tool-1-1", "tool-extras-1-1.noarch"):
+        assert by_kind(registry, [word])[Kind.PACKAGE] == [word]
+        left = {each.package.name for each in choose(packages.all(), MR96, [], [word]) if each.state is State.LEFT_OUT}
+        assert left == {package.name for package in packages.named(word)}
+    with pytest.raises(ConfigError, match="nothing that is carried is called tool-e"):
+        by_kind(registry, ["tool-e"])  # a beginning would be taken for a name, and then leave nothing out
 
 
 def test_the_same_version_with_other_bytes_needs_replace(packages: Packages, rpms: Rpms) -> None:

@@ -79,6 +79,8 @@ def test_the_story_of_a_package(cli: Cli, rpms: Rpms, bundle: Path, place: Path)
     said = cli("check", bundle, "--without", "broken")
     assert "carried until MR100" in said and "NOT carried: left out this once" in said
     assert "can be installed together" in said
+    with pytest.raises(ConfigError, match="no carried package is called brokne"):
+        cli("check", bundle, "--without", "brokne")
     assert "until MR95" in cli("expire", "broken", "MR95", "--reason", "fixed")
     assert "NOT carried: lifetime ends at MR95" in cli("check", bundle)
     settings.json = True

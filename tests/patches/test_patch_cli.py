@@ -110,6 +110,17 @@ def test_what_cannot_be_carried_is_refused_at_once(cli: Cli, place: Path) -> Non
         cli("keep", "add", "relative/path")
 
 
+def test_kept_paths_are_added_all_or_none_and_removed_by_their_whole_name(cli: Cli) -> None:
+    cli("keep", "add", "/etc/ssh/sshd_config", "--from", "MR97")
+    with pytest.raises(ConfigError, match="cannot be carried so"):
+        cli("keep", "add", "/etc/a", "/etc/ssh/sshd_config", "--until", "MR96")
+    assert "/etc/a" not in cli("keep", "list")
+    with pytest.raises(ConfigError, match="no kept files of the name /etc/ssh"):
+        cli("keep", "remove", "/etc/ssh")
+    assert "/etc/ssh/sshd_config" in cli("keep", "list")
+    cli("keep", "remove", "/etc/ssh/sshd_config")
+
+
 def test_drift_is_captured_and_carried(cli: Cli, lab: Lab, place: Path) -> None:
     mine = place / "node/root/etc/menu"
     mine.parent.mkdir(parents=True)

@@ -43,7 +43,7 @@ def gnu_patch(content: bytes, diff: bytes, fuzz: int = 0) -> bytes | None:
         file.write_bytes(content)
         script.write_bytes(diff)
         done = subprocess.run(
-            ["patch", "--binary", "-N", f"--fuzz={fuzz}", "-r", "-", "--no-backup-if-mismatch", str(file), str(script)],
+            ["patch", "--binary", "-f", f"--fuzz={fuzz}", "-r", "-", "--no-backup-if-mismatch", str(file), str(script)],
             check=False,
             capture_output=True,
         )
@@ -207,6 +207,15 @@ def test_a_patch_that_was_mailed_with_carriage_returns() -> None:
 def test_what_is_not_done_is_said(diff: bytes, word: str) -> None:
     with pytest.raises(DiffError, match=word):
         parse(diff)
+
+
+def test_of_blocks_that_are_alike_the_one_that_the_release_has_mended_is_not_passed_over() -> None:
+    block, mended = b"if x:\n  send\nend\n", b"if x:\n  check\n  send\nend\n"
+    (file,) = parse(b"--- a/f\n+++ b/f\n@@ -2,3 +2,4 @@\n if x:\n+  check\n   send\n end\n")
+    content, (report,) = apply_hunks(b"top\n" + mended + block, file.hunks)
+    assert (content, report.fit) == (b"top\n" + mended + block, Fit.ALREADY)
+    content, (report,) = apply_hunks(b"top\ntop\n" + block + mended, file.hunks)  # moved: neither stands where it says
+    assert (content, report.fit) == (b"top\ntop\n" + mended + mended, Fit.APPLIES)
 
 
 def test_a_conflict_shows_the_lines() -> None:

@@ -88,8 +88,10 @@ def rendered(shipped: Shipped, values: Tree, limits: Limits | None = None) -> di
 
 def put(shipped: Shipped, values: Tree, root: Path, data: Path, **options: bool) -> Outcome:
     """Render and put in place, records in `data`."""
-    mask = Mask(["s3cret-value"])
-    return place(render(shipped, values, NODE), root, History(data), mask, **options)
+    outcome = place(render(shipped, values, NODE), root, History(data), Mask(["s3cret-value"]), **options)
+    if not options.get("dry_run"):
+        History(data).finish()
+    return outcome
 
 
 def sandbox(directory: Path, name: str = "sandbox") -> Path:

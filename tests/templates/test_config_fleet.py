@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.templates.configlab import is_root, program, sandbox, updater
+from tests.templates.configlab import is_root, program, sandbox, section, updater
 
 SECRET = "s3cret-value"
 
@@ -117,6 +117,36 @@ def test_a_value_that_does_not_fit_is_refused(host: Path) -> None:
         assert refused.returncode == 10
         assert told in refused.stderr
         assert SECRET not in refused.stderr.replace("config set database.password", "")
+
+
+def test_what_a_server_gets_under_a_number_does_not_change_with_the_hosts_release(host: Path, tmp_path: Path) -> None:
+    templates = tmp_path / "cfg/data/templates/a"
+    section(templates, {"a.j2": "x\n"})
+    for words in (
+        ["clone"],
+        ["set", "app.name", "elsewhere", "--application", "web"],
+        ["set", "app.port", "7", "--instance", "n1"],
+        ["apply", "--no-render"],
+    ):
+        assert updater(host, "config", *words).returncode == 0, words
+    sent = ["config", "export", "--for", "n1", "--secrets", "plain", "--format", "json"]
+    before = updater(host, *sent).stdout
+    assert "elsewhere" in before
+    shutil.rmtree(templates)  # the next release does not know these options
+    assert updater(host, *sent).stdout == before
+    assert "elsewhere" not in updater(host, "config", "export").stdout  # and nobody knows whether it is a secret
+
+
+def test_a_file_that_is_no_text_is_refused(host: Path, tmp_path: Path) -> None:
+    (tmp_path / "raw").write_bytes(b"s\xffcret")
+    updater(host, "config", "clone")
+    for words in (
+        ["set", "database.password", "--from-file", tmp_path / "raw"],
+        ["export", "--secrets", "seal", "--passphrase-file", tmp_path / "raw"],
+        ["import", tmp_path / "raw"],
+    ):
+        refused = updater(host, "config", *words)
+        assert refused.returncode == 10 and "byte 2 is not UTF-8" in refused.stderr, refused.stderr
 
 
 def test_secrets_are_in_no_output(host: Path, tmp_path: Path) -> None:

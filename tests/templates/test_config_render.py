@@ -5,19 +5,25 @@ from __future__ import annotations
 import stat
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from core import faults
-from core.errors import ConfigError, ModificationConflict, UpdaterError, WrongState
+from core.errors import CommandFailed, ConfigError, ModificationConflict, UpdaterError, WrongState
 from templates import manifest
 from templates.history import History
+from templates.manifest import Shipped
 from templates.masking import Mask
-from templates.place import Action, undo
+from templates.place import Action, Outcome, place, undo
 from templates.render import Limits, render
+from templates.store import Author, Store
 from templates.tree import GLOBAL, Instance, Tree
-from tests.templates.configlab import NODE, at, is_root, put, rendered, root_with, section, tree
+from templates.units import UnitResult
+from tests.templates.configlab import NODE, at, is_root, put, rendered, root_with, sandbox, section, tree
+from updater import configuring
+from updater.node_toml import load_node
 
 SECRET = "s3cret-value"
 QUICK = Limits(seconds=0.3, seconds_all=2.0, output=1 << 20, memory=256 << 20)
@@ -342,6 +348,92 @@ def test_dying_between_two_files_and_going_on_or_back(tmp_path: Path) -> None:
     assert all((root / f"etc/f{n}").read_text().endswith("\n1\n") for n in range(4))
     put(shipped, tree(app_port=2), root, tmp_path / "data")
     assert all((root / f"etc/f{n}").read_text().endswith("\n2\n") for n in range(4))
+
+
+class Cut(BaseException):
+    """The process dies here."""
+
+
+def cut_at(point: str, shipped: Shipped, values: Tree, root: Path, data: Path) -> None:
+    """Render, and die at the point."""
+
+    def cut(name: str) -> None:
+        if name == point:
+            raise Cut
+
+    faults.arm(cut)
+    try:
+        with pytest.raises(Cut):
+            put(shipped, values, root, data)
+    finally:
+        faults.arm(None)
+
+
+def test_a_rendering_that_was_cut_short_is_taken_up(tmp_path: Path) -> None:
+    files = (
+        '[[files]]\ntemplate = "a.j2"\ntarget = "/etc/gone"\nwhen = "app.on"\n'
+        '[[files]]\ntemplate = "a.j2"\ntarget = "/etc/systemd/system/a.service"\nrestart = ["a.service"]\n'
+        '[[files]]\ntemplate = "b.j2"\ntarget = "/etc/b"\nreload = ["b.service"]\n'
+    )
+    shipped = section(tmp_path / "s", {"a.j2": "{{ app.port }}\n", "b.j2": "{{ app.name }}\n"}, files)
+    root, data = tmp_path / "root", tmp_path / "data"
+    (root / "etc").mkdir(parents=True)
+    (root / "etc/b").write_text("the release's\n")
+    put(shipped, tree(), root, data)
+    cut_at("render:recorded", shipped, tree(app_port=2, app_on=False), root, data)
+    # the files are as they were: that is known, and the next one may want others yet
+    cut_at("render:recorded", shipped, tree(app_port=3, app_on=False, app_name="y"), root, data)
+    done = put(shipped, tree(app_port=3, app_on=False, app_name="y"), root, data)
+    assert not (root / "etc/gone").exists()
+    assert [note for each in done.files for note in each.notes] == []
+    assert (done.restart, done.reload, done.units_changed) == (("a.service",), ("b.service",), True)
+    assert put(shipped, tree(app_port=3, app_on=False, app_name="y"), root, data).restart == ()
+
+
+def test_units_that_were_not_told_are_told_by_the_next_rendering(tmp_path: Path) -> None:
+    files = '[[files]]\ntemplate = "a.j2"\ntarget = "/etc/a"\nrestart = ["a.service"]\n'
+    shipped = section(tmp_path / "s", {"a.j2": "{{ app.port }}\n"}, files)
+    root, data = tmp_path / "root", History(tmp_path / "data")
+    root.mkdir()
+    place(render(shipped, tree(), NODE), root, data, Mask([]))  # and nobody came to restart anything
+    again = place(render(shipped, tree(), NODE), root, data, Mask([]))
+    assert again.changed == () and again.restart == ("a.service",)
+    data.finish()
+    assert place(render(shipped, tree(), NODE), root, data, Mask([])).restart == ()
+
+
+def test_units_are_told_again_where_telling_them_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, ...]] = []
+
+    def act(outcome: Outcome) -> list[UnitResult]:
+        told.append(outcome.reload)
+        if len(told) == 1:
+            raise CommandFailed("systemctl daemon-reload failed")
+        return [UnitResult(unit="ssh.service", verb="reload", fault="timed out" if len(told) == 2 else "")]
+
+    monkeypatch.setattr(configuring, "act", act)
+    config = load_node(sandbox(tmp_path))
+    where = replace(configuring.running_place(config), running=True)
+    with Store.open(configuring.store_path(config)) as store:
+        store.apply(store.clone(None, Author(who="me")).version, Author(who="me"))
+        with pytest.raises(CommandFailed):
+            configuring.render_into(config, where, store)
+        assert configuring.render_into(config, where, store).faults
+        for _ in range(2):
+            assert not configuring.render_into(config, where, store).faults
+    assert told[0] == told[1] == told[2] != () and told[3] == ()
+
+
+def test_a_file_of_the_release_that_was_not_replaced_yet_is_not_taken_for_ours(tmp_path: Path) -> None:
+    files = '[[files]]\ntemplate = "a.j2"\ntarget = "/etc/a"\nwhen = "app.on"\n'
+    shipped = section(tmp_path / "s", {"a.j2": "x\n"}, files)
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    (root / "etc/a").write_text("the release's\n")
+    cut_at("render:recorded", shipped, tree(), root, tmp_path / "data")
+    assert put(shipped, tree(), root, tmp_path / "data", dry_run=True).files[0].notes == ()
+    assert put(shipped, tree(app_on=False), root, tmp_path / "data").files[0].action is Action.LEFT
+    assert (root / "etc/a").read_text() == "the release's\n"
 
 
 # -- real validators

@@ -6,6 +6,8 @@ import json
 import os
 import sqlite3
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_config_tree import TREES
 
+from core import faults
 from core.errors import ConfigError, NotReady, WrongState
 from templates.exchange import Secrets, dumps, export, read, write
 from templates.store import Author, Store, digest, parse_version
@@ -129,6 +132,49 @@ def test_received_is_taken_once_and_never_twice_under_one_number(tmp_path: Path)
             store.receive(42, one, ME)
         assert store.tree(41) == one
         assert store.clone(None, ME).version == 43
+
+
+def test_what_is_changed_by_another_while_it_is_applied_is_frozen_whole_or_refused(tmp_path: Path) -> None:
+    def set_elsewhere(port: int) -> None:
+        def at_the_point(name: str) -> None:
+            if name == "config:apply":
+                faults.arm(None)
+                with Store.open(tmp_path / "s") as other:
+                    other.set(1, GLOBAL, "app.port", port, ME)
+
+        faults.arm(at_the_point)
+
+    with Store.open(tmp_path / "s") as store:
+        store.clone(None, ME)
+        store.set(1, GLOBAL, "app.port", 14, ME)
+        try:
+            set_elsewhere(15)
+            with pytest.raises(WrongState, match="v1 was changed while it was being applied"):
+                store.apply(1, ME, expected=digest(store.tree(1)))
+            assert store.saved(1).is_draft and store.active() is None
+            set_elsewhere(16)
+            store.apply(1, ME)
+        finally:
+            faults.arm(None)
+        assert store.tree(1).values == {GLOBAL: {"app.port": 16}}
+
+
+def test_two_who_receive_the_same_at_once(tmp_path: Path) -> None:
+    tree = Tree(values={GLOBAL: {"a.b": 1}})
+
+    class Late(Store):
+        """Somebody else is quicker: just before it takes the lock."""
+
+        @contextmanager
+        def _transaction(self) -> Iterator[sqlite3.Connection]:
+            with Store.open(tmp_path / "s") as other:
+                other.receive(41, tree, ME)
+            with super()._transaction() as db:
+                yield db
+
+    with Late.open(tmp_path / "s") as store:
+        assert not store.receive(41, tree, ME)
+        assert store.tree(41) == tree
 
 
 @given(TREES)

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from core.errors import ConfigError, ModificationConflict
+from core.errors import Busy, ConfigError, ModificationConflict, WrongState
+from core.files import exclusive_lock
 from patches.lifetime import Lifetime
 from patches.registry import Kind, Registry
 from tests.patches.rpmlab import plain_root, prepared_root, rpms
+from tests.templates.configlab import SCHEMA, section
 from tests.updater.crash import die_at, in_child, points
 from tests.updater.lab import ROOMY, Lab, attempt, copy_sandbox, do, look
 from updater.cli.main import app
@@ -275,6 +277,111 @@ def test_the_active_configuration_is_rendered_into_the_slot(node: Path, release:
     updater(node, "config", "apply", "--no-render")
     assert stage(node, release) == "done"
     assert "\nPort 2223\n" in str(in_slot(node, "/etc/ssh/sshd_config.d/50-updater.conf"))
+
+
+SSHD, SUDOERS = "/etc/ssh/sshd_config.d/50-updater.conf", "/etc/sudoers.d/50-updater"
+
+
+def apply(node: Path, *settings: tuple[str, str]) -> None:
+    """Another configuration with these values, made the active one."""
+    updater(node, "config", "clone")
+    for option, value in settings:
+        updater(node, "config", "set", option, value)
+    updater(node, "config", "apply", "--no-render")
+
+
+def test_a_configuration_that_is_applied_after_staging_is_rendered_again(node: Path, release: Path) -> None:
+    apply(node, ("ssh.port", "22"), ("sudo.administrators", "%wheel"))
+    stage(node, release)
+    assert "wheel" in str(in_slot(node, SUDOERS))
+    with open_node(node) as opened:
+        assert "configuration-again" not in names_of(plan_activate(opened))
+    apply(node, ("ssh.port", "2222"), ("sudo.administrators", ""))
+    with open_node(node) as opened:
+        planned = plan_activate(opened)
+    assert planned.feasible and names_of(planned)[0] == "configuration-again"
+    assert "v2" in planned.steps[0]["what"] and is_sound(node)
+    assert do(node, "activate") == "done"
+    assert "\nPort 2222\n" in str(in_slot(node, SSHD)) and in_slot(node, SUDOERS) is None
+
+
+def test_the_first_configuration_is_rendered_with_the_staged_releases_own_templates(node: Path, lab: Lab) -> None:
+    section(lab.home / "own-templates", {"app.j2": "port {{ app.port }} of {{ release }}\n"})
+    stage(node, lab.bundle("MR96-1", sections={"templates": lab.home / "own-templates"}))
+    apply(node)
+    assert do(node, "activate") == "done"
+    assert "\nport 22 of MR96-1\n" in str(in_slot(node, "/etc/app"))
+    apply(node, ("app.port", "7"))  # the booted release knows its options
+    updater(node, "render")
+    assert "\nport 7 of " in (node.parent / "root/etc/app").read_text()
+
+
+def test_a_configuration_that_does_not_fit_the_staged_release_stops_activate(node: Path, lab: Lab) -> None:
+    narrow = SCHEMA.replace("older.port", "ssh.port").replace("65535", "1024")
+    section(lab.home / "narrow-templates", {"app.j2": "x\n"}, schema=narrow)
+    stage(node, lab.bundle("MR96-2", sections={"templates": lab.home / "narrow-templates"}))
+    apply(node, ("ssh.port", "2222"))
+    before = look(node)
+    with open_node(node) as opened:
+        assert not plan_activate(opened).feasible
+    assert attempt(node, "activate").startswith("modification conflict: cannot activate: configuration v1 does not fit")
+    assert look(node) == before and is_sound(node)
+
+
+def test_a_slot_that_an_older_agent_staged_is_rendered_again_or_staged_again(node: Path, release: Path) -> None:
+    def forget() -> None:
+        with open_node(node) as opened:
+            record = opened.journal.slot("b")
+            opened.journal.set_slot("b", {key: record[key] for key in record if key != "rendered"})
+
+    stage(node, release)
+    forget()
+    apply(node, ("ssh.port", "2222"))
+    assert attempt(node, "activate").startswith(
+        "wrong state: cannot activate: a configuration was applied after slot b"
+    )
+    stage(node, release)
+    forget()
+    with open_node(node) as opened:
+        assert names_of(plan_activate(opened))[0] == "configuration-again"
+    assert do(node, "activate") == "done"
+
+
+def test_rendering_into_the_staged_slot_keeps_it_sealed(node: Path, release: Path) -> None:
+    refused = CliRunner().invoke(app, ["--config", str(node), "render", "--slot", "inactive"])
+    assert isinstance(refused.exception, WrongState)
+    apply(node, ("ssh.port", "22"))
+    stage(node, release)
+    apply(node, ("ssh.port", "2222"))
+    image = (node.parent / "slots/b.img").read_bytes()
+    assert "1 changed" in updater(node, "render", "--slot", "inactive", "--dry-run")
+    assert (node.parent / "slots/b.img").read_bytes() == image
+    with exclusive_lock(node.parent / "data/lock", purpose="stage"):
+        refused = CliRunner().invoke(app, ["--config", str(node), "render", "--slot", "inactive", "--dry-run"])
+        assert isinstance(refused.exception, Busy)
+    assert "1 changed" in updater(node, "render", "--slot", "inactive")
+    assert "\nPort 2222\n" in str(in_slot(node, SSHD)) and is_sound(node)
+    with open_node(node) as opened:
+        assert "configuration-again" not in names_of(plan_activate(opened))
+    assert "1 changed" in updater(node, "render", "--slot", "inactive", "--undo")
+    assert "\nPort 22\n" in str(in_slot(node, SSHD)) and is_sound(node)
+    assert do(node, "activate") == "done"
+
+
+def test_a_rendering_into_the_staged_slot_that_was_cut_short_is_taken_up(node: Path, release: Path) -> None:
+    apply(node, ("sudo.administrators", "%wheel"))
+    stage(node, release)
+    apply(node, ("sudo.administrators", ""))
+    trial = copy_sandbox(node.parent, node.parent.with_name("trial"))
+    [cut] = [
+        point
+        for point in points(lambda: updater(trial, "render", "--slot", "inactive"))
+        if point.name == "render:recorded"
+    ]
+    assert die_at(cut, lambda: updater(node, "render", "--slot", "inactive"))
+    assert in_slot(node, SUDOERS) is not None
+    updater(node, "render", "--slot", "inactive")
+    assert in_slot(node, SUDOERS) is None and is_sound(node)
 
 
 # -- packages

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,10 +92,10 @@ def receive() -> None:
 
     Example: ssh bil-a-03 updater config receive < v41.json
     """
-    from updater.cli.config_common import opened_store
+    from updater.cli.config_common import opened_store, text_of
 
     with opened_store() as (config, store):
-        _take_over(config, store, sys.stdin.read(), "the configuration host")
+        _take_over(config, store, text_of(Path("-")), "the configuration host")
 
 
 def pull(
@@ -160,26 +159,29 @@ def _apply(
     received: Tree | None = None,
 ) -> Report | None:
     """Look whether everything will fit; then make it the active one and render. `received`: not in the store yet."""
+    from templates.store import digest
     from updater.cli.config_common import shipped_here
-    from updater.configuring import author, fitted, place_of, render_into
+    from updater.configuring import author, fitted, render_into, running_place
 
     tree = received or store.tree(saved.version)
+    shipped = shipped_here(config)
+    secrets = shipped.schema.secrets_of(tree)
     if not render:
-        fitted(tree, shipped_here(config), config, saved.name)
+        fitted(tree, shipped, config, saved.name)
         if not dry_run:
-            store.apply(saved.version, author(reason))
+            store.apply(saved.version, author(reason), expected=digest(tree), secrets=secrets)
             _say(f"{saved.name} is active; nothing was rendered here", saved)
         return None
-    with place_of(config, "active") as place:
-        trial = render_into(config, place, store, tree=tree, version=saved.version, dry_run=True)
-        if dry_run:
-            _show_report(trial, f"{saved.name} fits", saved)
-            return trial
-        if received is not None:
-            store.receive(saved.version, received, author(reason))
-        elif saved.is_draft or not saved.active:
-            store.apply(saved.version, author(reason))
-        report = render_into(config, place, store, tree=tree, version=saved.version)
+    place = running_place(config)
+    trial = render_into(config, place, store, tree=tree, version=saved.version, dry_run=True)
+    if dry_run:
+        _show_report(trial, f"{saved.name} fits", saved)
+        return trial
+    if received is not None:
+        store.receive(saved.version, received, author(reason))
+    elif saved.is_draft or not saved.active:
+        store.apply(saved.version, author(reason), expected=digest(tree), secrets=secrets)
+    report = render_into(config, place, store, tree=tree, version=saved.version)
     _show_report(report, f"{saved.name} is active", saved)
     return report
 
@@ -219,6 +221,7 @@ def _send(config: NodeConfig, store: Store, saved: Saved, wanted: str, ssh: Ssh)
 
     tree, schema = store.tree(saved.version), shipped_here(config).schema
     secrets = schema.secrets_of(tree)
+    withheld = store.withheld(saved.version) or secrets
     names = sorted({each.server for each in tree.instances.values()} - {config.name}) if wanted == "all" else []
     names = names or [name.strip() for name in wanted.split(",") if name.strip() and wanted != "all"]
 
@@ -228,7 +231,7 @@ def _send(config: NodeConfig, store: Store, saved: Saved, wanted: str, ssh: Ssh)
         return Server(name=name, host=host or found.get("system.address") or name)
 
     def document(name: str) -> str:
-        return json.dumps(export(for_server(tree, name, secrets), saved.version, secrets, Secrets.PLAIN))
+        return json.dumps(export(for_server(tree, name, withheld), saved.version, secrets, Secrets.PLAIN))
 
     reports = send(map(server, names), document, ssh, _show_server)
     failed = [each for each in reports if not each.ok]

@@ -111,6 +111,21 @@ def done(text: str, saved: Saved) -> None:
         print(text)
 
 
+def text_of(path: Path) -> str:
+    """A file's content, or with - what comes in. Raises ConfigError when it cannot be read or is no text."""
+    import sys
+
+    from core.errors import ConfigError
+
+    try:
+        return (sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        # its words would show a byte of what may be a secret
+        what = f"byte {error.start + 1} is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        name = "the input" if str(path) == "-" else path
+        raise ConfigError(f"{name} cannot be read", what=what, state="nothing was changed") from error
+
+
 def first_line(path: Path | None) -> str:
-    """A passphrase from a file; empty without one."""
-    return (path.read_text(encoding="utf-8").splitlines() or [""])[0] if path else ""
+    """A passphrase from a file; empty without one. Raises ConfigError."""
+    return (text_of(path).splitlines() or [""])[0] if path else ""

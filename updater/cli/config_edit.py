@@ -21,6 +21,7 @@ from updater.cli.config_common import (
     option_of,
     place_of,
     shipped_here,
+    text_of,
 )
 from updater.cli.context import settings
 
@@ -51,8 +52,6 @@ def set_(
 
     Example: updater config set ssh.port 2222 --instance bil-a-03
     """
-    import sys
-
     from core.errors import ConfigError
     from updater.configuring import author
 
@@ -68,7 +67,7 @@ def set_(
                 next=[f"updater config set {option}    asks for it", f"updater config set {option} --from-file FILE"],
             )
         if from_file is not None:
-            value = (sys.stdin.read() if str(from_file) == "-" else from_file.read_text(encoding="utf-8")).rstrip("\n")
+            value = text_of(from_file).rstrip("\n")
         elif value is None:
             value = str(typer.prompt(option, hide_input=True, confirmation_prompt=True))
         saved = chosen(store, draft, draft=True)
@@ -154,7 +153,8 @@ def export_(
     with opened_store() as (config, store):
         saved = chosen(store, version)
         tree, hidden = store.tree(saved.version), shipped_here(config).schema.secrets_of(store.tree(saved.version))
-    tree = for_server(tree, for_, hidden) if for_ else tree
+        withheld = store.withheld(saved.version) or hidden
+    tree = for_server(tree, for_, withheld) if for_ else tree
     text = dumps(
         export(tree, saved.version, hidden, Secrets(secrets), first_line(passphrase_file)), toml=format_ == "toml"
     )
@@ -174,14 +174,10 @@ def import_(
 
     Example: updater config import v41.toml --reason 'restored from backup'
     """
-    from core.errors import ConfigError
     from templates.exchange import read
     from updater.configuring import author
 
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} cannot be read", what=str(error), state="nothing was changed") from error
+    text = text_of(file)
     with opened_store() as (_, store):
         active = store.active()
         base = store.tree(active.version) if active else None

@@ -38,19 +38,21 @@ def add(
         raise ConfigError("these paths cannot be kept", what=str(error), state="nothing was changed") from error
     with registry() as opened:
         known = {entry.name: entry for entry in opened.entries(Kind.FILE)}
-        made = []
-        for keep in {keep.pattern: keep for keep in keeps}.values():
-            old = known.get(keep.pattern)
-            made.append(
-                opened.add(
-                    Kind.FILE,
-                    keep.pattern,
-                    lifetime=lifetime(since, until, before=old.lifetime if old else None),
-                    reason=reason or (old.reason if old else ""),
-                    facts={"policy": keep.policy.value},
-                    replace=old is not None,
-                )
+        lifetimes = {
+            keep.pattern: lifetime(since, until, before=old.lifetime if (old := known.get(keep.pattern)) else None)
+            for keep in keeps
+        }
+        made = [
+            opened.add(
+                Kind.FILE,
+                pattern,
+                lifetime=lives,
+                reason=reason or (known[pattern].reason if pattern in known else ""),
+                facts={"policy": policy.value},
+                replace=pattern in known,
             )
+            for pattern, lives in lifetimes.items()
+        ]
     if settings.json:
         print_json([as_json(entry) for entry in made])
         return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from updater.cli.context import print_json, settings
+from updater.cli.context import config_path, interruptible, print_json, settings
 
 if TYPE_CHECKING:
     from updater.configuring import Report
@@ -30,22 +30,15 @@ def render(
     """
     from core.errors import CommandFailed
     from updater.cli.config_apply import show_files
-    from updater.cli.config_common import opened_store
-    from updater.configuring import place_of, render_into, undo_in
 
     if slot not in ("active", "inactive"):
         raise typer.BadParameter("is active or inactive", param_hint="--slot")
     if root is not None and not root.is_dir():
         raise typer.BadParameter(f"{root} is no directory", param_hint="--root")
-    with (
-        opened_store() as (config, store),
-        place_of(config, "active" if slot == "active" else "inactive", root) as place,
-    ):
-        report: Report = (
-            undo_in(config, place, store, dry_run=dry_run)
-            if undo
-            else render_into(config, place, store, dry_run=dry_run)
-        )
+    if slot == "inactive" and root is None:
+        report = _in_staged_slot(undo=undo, dry_run=dry_run)
+    else:
+        report = _here(slot, root, undo=undo, dry_run=dry_run)
     if settings.json:
         print_json({"kind": "result", "text": report.summary(), "data": report.as_json()})
     else:
@@ -58,6 +51,30 @@ def render(
             state="the files are written",
             next=["journalctl -xe", "updater render --undo    gives the files back what they held"],
         )
+
+
+def _in_staged_slot(*, undo: bool, dry_run: bool) -> Report:
+    from updater.configured import render_staged
+    from updater.node import open_node
+
+    with interruptible(), open_node(config_path()) as node:
+        return render_staged(node, undo=undo, dry_run=dry_run)
+
+
+def _here(slot: str, root: Path | None, *, undo: bool, dry_run: bool) -> Report:
+    from partitions.boot.state import other
+    from updater.cli.config_common import opened_store
+    from updater.configuring import directory_place, render_into, running_place, undo_in
+    from updater.machine import machine_of
+
+    with opened_store() as (config, store):
+        booted = machine_of(config).booted_slot()
+        place = (
+            directory_place(config, root, booted if slot == "active" else other(booted))
+            if root is not None
+            else running_place(config)
+        )
+        return (undo_in if undo else render_into)(config, place, store, dry_run=dry_run)
 
 
 def register(app: typer.Typer) -> None:
