@@ -154,6 +154,10 @@ class Journal(Store):
         """The latest runs, newest first."""
         return self._every(_run, "SELECT * FROM runs ORDER BY rowid DESC LIMIT ?", limit)
 
+    def settled(self) -> Run | None:
+        """The latest run that ended with a change: it is done, or fell back."""
+        return self._first(_run, "SELECT * FROM runs WHERE state IN ('done', 'fell-back') ORDER BY rowid DESC LIMIT 1")
+
     # -- steps
 
     def intend(self, run: Run, seq: int, name: str, facts: Facts) -> None:

@@ -1,7 +1,7 @@
 """Steps, and the engine that runs them, goes on with them after a crash, and undoes them.
 
 The engine records the intent before each effect and the outcome after. What is true it asks the machine: on resume
-every step is asked again whether it is done.
+every step that is not behind a reboot is asked again whether it is done.
 """
 
 from __future__ import annotations
@@ -49,14 +49,15 @@ class Handover(Exception):
     """Raised by a step whose end another process will see: the run goes on after a reboot."""
 
 
-def run_steps(journal: Journal, run: Run, steps: Sequence[Step], report: Report) -> None:
-    """Run the steps of an open run in order; what is done already is passed over.
+def run_steps(journal: Journal, run: Run, steps: Sequence[Step], report: Report, *, behind: int = 0) -> None:
+    """Run the steps of an open run in order; what is done already is passed over. `behind`: so many of the first are
+    not even asked any more.
 
     Raises what a step raises, after recording it; the run stays open. Handover passes through with the step's
     intent on record.
     """
     records = journal.steps(run)
-    for seq, step in enumerate(steps):
+    for seq, step in enumerate(steps[behind:], behind):
         record = records.get(step.name)
         if record is not None and record.state is StepState.UNDONE:
             record = None

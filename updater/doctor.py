@@ -16,6 +16,7 @@ from core.journal import Journal
 from partitions import checks
 from partitions.boot.backend import open_backend
 from partitions.boot.state import other
+from updater.health import checks_of
 from updater.hooks import MOMENTS, hooks_at
 from updater.init import UNITS
 from updater.machine import machine_of
@@ -63,6 +64,7 @@ def _node(config: NodeConfig) -> Iterator[Finding]:
         yield _found("root", lambda: checks.runs_from(slots[machine.booted_slot()].device))
         yield from (_found(unit, lambda unit=unit: _unit(unit)) for unit in UNITS)  # type: ignore[misc]
         yield _found("watchdog", _watchdog)
+    yield _found("health checks", lambda: _health(config))
     yield _found("hooks", lambda: _hooks(config))
 
 
@@ -164,6 +166,19 @@ def _watchdog() -> str:
             "load the driver of the board's watchdog (iTCO_wdt, sp5100_tco, softdog as a last resort)",
         )
     return ", ".join(map(str, devices))
+
+
+def _health(config: NodeConfig) -> str:
+    checks = checks_of(config.health)
+    names = [check.name for check in checks]
+    for place, name in enumerate(names):
+        if name in names[:place]:  # node.toml has each name once, so this is a drop-in
+            program = config.health.drop_in / name
+            raise _FaultError(
+                f"two checks are called {name}: one in node.toml, and {program}",
+                f"mv {program} {program}-2    or rename the one in node.toml",
+            )
+    return f"{len(checks)}, {sum(check.required for check in checks)} required"
 
 
 def _hooks(config: NodeConfig) -> str:

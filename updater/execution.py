@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from core.errors import UpdaterError
 from core.files import exclusive_lock
-from core.journal import Facts, Run, RunState
+from core.journal import Facts, Run, RunState, StepState
 from core.report import Event, Kind, Report, Sink
 from core.steps import Handover, Step, run_steps, undo_steps
 from patches.lifetime import Decision
@@ -55,7 +55,7 @@ def execute(node: Node, run: Run, steps: Sequence[Step], report: Report) -> Outc
     node.remember_running()
     told = reporting(node, run, report)
     try:
-        run_steps(node.journal, run, steps, told)
+        run_steps(node.journal, run, steps, told, behind=_behind(node, run, steps))
     except Handover:
         if run.plan["by_hand"]:
             text = f"ready: the next boot goes to slot {run.plan['slot']}; reboot when it suits"
@@ -69,6 +69,18 @@ def execute(node: Node, run: Run, steps: Sequence[Step], report: Report) -> Outc
         node.journal.set_fact("attempts", [])
     node.journal.close(run, RunState.DONE, text)
     return Outcome(state=RunState.DONE, text=text, run=run.id)
+
+
+def _behind(node: Node, run: Run, steps: Sequence[Step]) -> int:
+    """How many steps are behind a run that boots another slot, once that slot runs: what comes before its reboot, or
+    its flip, was the other slot's to do, and was done. The hooks here are not those of there, and a database that is
+    away now says nothing about the release.
+    """
+    if run.verb == "stage" or node.booted != run.plan["slot"]:
+        return 0
+    begun = {name for name, record in node.journal.steps(run).items() if record.state is not StepState.UNDONE}
+    names = [step.name for step in steps]
+    return next((names.index(name) for name in ("reboot", "flip", "flip-back") if name in begun), 0)
 
 
 def _close_if_untouched(node: Node, run: Run, steps: Sequence[Step], report: Report, error: UpdaterError) -> None:

@@ -55,10 +55,10 @@ def wait_healthy(
     """
     checks = checks_of(config)
     deadline = time.monotonic() + config.deadline
-    passed: dict[str, Verdict] = {}
+    passed: dict[int, Verdict] = {}  # by place, not by name: a drop-in may be called as a configured check is
     while True:
-        verdicts = [passed.get(check.name) or examine(check, environment) for check in checks]
-        passed |= {verdict.name: verdict for verdict in verdicts if not verdict.reason}
+        verdicts = [passed.get(place) or examine(check, environment) for place, check in enumerate(checks)]
+        passed |= {place: verdict for place, verdict in enumerate(verdicts) if not verdict.reason}
         report.progress(step, len(passed), len(checks), "checks")
         failing = [verdict for verdict in verdicts if verdict.reason and verdict.required]
         if not failing:

@@ -56,7 +56,8 @@ class Jobs:
 
     def ids(self) -> list[str]:
         """All jobs that are kept, the oldest first."""
-        found = self.directory.glob("*.json") if self.directory.is_dir() else ()
+        every = self.directory.iterdir() if self.directory.is_dir() else ()
+        found = [path for path in every if path.suffix == ".json"]
         return [path.stem for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))]
 
     def asked(self, job: str) -> Asked | None:
@@ -86,8 +87,8 @@ class Jobs:
         return False
 
     def write(self, asked: Asked) -> None:
-        """Make the job known, before anything of it is begun."""
-        write_atomic(self._file(asked.id, "json"), json.dumps(asdict(asked)))
+        """Make the job known, before anything of it is begun. Its words may hold a password."""
+        write_atomic(self._file(asked.id, "json"), json.dumps(asdict(asked)), mode=0o600)
 
     @contextmanager
     def claimed(self, job: str) -> Iterator[bool]:
@@ -159,7 +160,8 @@ class Jobs:
     @contextmanager
     def one_at_a_time(self) -> Iterator[None]:
         """Hold the directory while looking at a fence and acting on it; waits for whoever holds it."""
-        self.directory.mkdir(mode=0o755, exist_ok=True)
+        self.directory.mkdir(mode=0o700, exist_ok=True)
+        self.directory.chmod(0o700)  # agents before this one made it readable by everybody
         fd = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)

@@ -18,6 +18,7 @@ from core.errors import CommandFailed, FencedOff, NotReady, UpdaterError, WrongS
 from core.faults import point
 from core.journal import Run
 from core.run import run
+from images.source import without_credentials
 from updater.job_files import Asked, Ended, Jobs, jobs_of, now_text
 from updater.node import Node
 
@@ -32,6 +33,9 @@ BEGIN: Final = 300.0
 
 #: Seconds between two looks at a job that is waited for.
 LOOK: Final = 0.2
+
+#: It is there where systemd runs the machine.
+SYSTEMD: Final = Path("/run/systemd/system")
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 _GLOBALS: Final = ("--config", "--json", "--debug")
@@ -51,9 +55,10 @@ class JobState(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A job as it stands. `began`: False where its process never got as far as the verb, which may be started again.
-    `result`: the verb's outcome; `error`: the verb's error. `rebooted`: the node has booted since it was asked for.
-    `run`: what the node's journal says of the run that it belongs to: id, verb, state, outcome.
-    `events`: those from the offset that was asked for; `offset`: where the next ones begin; `more`: there are some.
+    `verb`: its words, URLs without credentials. `result`: the verb's outcome; `error`: the verb's error. `rebooted`:
+    the node has booted since it was asked for. `run`: what the node's journal says of the run that it belongs to: id,
+    verb, state, outcome. `events`: those from the offset that was asked for; `offset`: where the next ones begin;
+    `more`: there are some.
     """
 
     id: str
@@ -95,7 +100,7 @@ def start(node: Node, job: str, fence: int, verb: tuple[str, ...]) -> Job:
         if known is not None and known.verb != verb:
             raise WrongState(
                 f"there is a job {job} already, and it is another one",
-                what=[f"it is     {' '.join(known.verb)}", f"not       {' '.join(verb)}"],
+                what=[f"it is     {' '.join(_shown(known.verb))}", f"not       {' '.join(_shown(verb))}"],
                 state="nothing was started",
                 next=f"updater job status {job}",
             )
@@ -170,7 +175,7 @@ def status(node: Node, job: str, since: int = 0) -> Job:
     found = _run_of(node, asked, result)
     return Job(
         id=job,
-        verb=asked.verb,
+        verb=_shown(asked.verb),
         fence=asked.fence,
         state=state,
         began=began,
@@ -218,14 +223,25 @@ def _check(job: str, fence: int, verb: tuple[str, ...]) -> None:
         raise WrongState(f"{fence} is no fencing token", what="they begin at 1", state="nothing was started")
     if not verb or verb[0] not in VERBS:
         raise WrongState(
-            f"{' '.join(verb) or 'nothing'} cannot run as a job",
+            f"{' '.join(_shown(verb)) or 'nothing'} cannot run as a job",
             what=f"what can: {', '.join(VERBS)}",
             state="nothing was started",
         )
     if any(word.partition("=")[0] in _GLOBALS for word in verb):
         raise WrongState(
-            "global options stand before `job`, not in its verb", what=" ".join(verb), state="nothing was started"
+            "global options stand before `job`, not in its verb",
+            what=" ".join(_shown(verb)),
+            state="nothing was started",
         )
+
+
+def _shown(verb: tuple[str, ...]) -> tuple[str, ...]:
+    """The words as they may stand on a screen: URLs without credentials, also in `--option=URL`."""
+    words = []
+    for word in verb:
+        option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+        words.append(f"{option}{equals}{without_credentials(value)}")
+    return tuple(words)
 
 
 def _launch(node: Node, jobs: Jobs, job: str) -> None:
@@ -233,8 +249,9 @@ def _launch(node: Node, jobs: Jobs, job: str) -> None:
     runner = [sys.executable, "-I", "-c", _RUNNER, str(node.path.resolve()), job, *filter(None, sys.path)]
     refused: CommandFailed | None = None
     try:
-        if Path("/run/systemd/system").is_dir():
-            unit = ["--quiet", "--collect", "--service-type=exec", f"--unit=updater-job-{job}"]
+        if SYSTEMD.is_dir():
+            # In our directory: the verb's paths may be relative ones.
+            unit = ["--quiet", "--collect", "--service-type=exec", "--same-dir", f"--unit=updater-job-{job}"]
             run("systemd-run", *unit, f"--description=updater: {job}", "--", *runner)
         else:
             # Its output must not be ours: whoever started us waits until nobody holds that any more.

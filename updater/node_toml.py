@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -30,8 +31,7 @@ class SlotConfig:
     device: Path
 
     def __post_init__(self) -> None:
-        if not self.device.is_absolute():
-            raise ValueError(f"device: {self.device} must be absolute")
+        _absolute("device", self.device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,7 @@ class BootConfig:
     cmdline: str = ""
 
     def __post_init__(self) -> None:
+        _absolute("esp", self.esp)
         if not 1 <= self.tries <= 9:
             raise ValueError("tries: must be from 1 to 9")
         if self.deadline < 30:
@@ -59,6 +60,7 @@ class TrustConfig:
     threshold: int = 1
 
     def __post_init__(self) -> None:
+        _absolute("keys", *self.keys)
         if not 1 <= self.threshold <= len(self.keys):
             raise ValueError(f"threshold: must be from 1 to the number of keys ({len(self.keys)})")
 
@@ -92,11 +94,14 @@ class HealthCheck:
             raise ValueError("port: must be from 1 to 65535")
         if self.kind is CheckKind.HTTP and not self.url.startswith(("http://", "https://")):
             raise ValueError("url: must begin with http:// or https://")
+        _seconds(timeout=self.timeout)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthConfig:
-    """The health checks; seconds. `drop_in`: a directory of executables, each a required check."""
+    """The health checks; seconds. `deadline`: 0 for one look. `drop_in`: a directory of executables, each a required
+    check.
+    """
 
     deadline: float = 180.0
     interval: float = 2.0
@@ -108,6 +113,10 @@ class HealthConfig:
         doubles = sorted({name for name in names if names.count(name) > 1})
         if doubles:
             raise ValueError(f"checks: the name {doubles[0]!r} is used twice")
+        _absolute("drop_in", self.drop_in)
+        if not 0 <= self.deadline < math.inf:
+            raise ValueError("deadline: must be a number of seconds, not negative")
+        _seconds(interval=self.interval)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +125,10 @@ class HooksConfig:
 
     directory: Path = Path("/etc/updater/hooks")
     deadline: float = 60.0
+
+    def __post_init__(self) -> None:
+        _absolute("directory", self.directory)
+        _seconds(deadline=self.deadline)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +141,8 @@ class StageConfig:
     carry: tuple[Path, ...] = (Path("/etc/updater"),)
 
     def __post_init__(self) -> None:
+        if self.rate_limit < 0:
+            raise ValueError("rate_limit: must not be negative")
         for path in self.carry:
             if not path.is_absolute() or ".." in path.parts:
                 raise ValueError(f"carry: {path} must be absolute and without '..'")
@@ -160,15 +175,12 @@ class MigrationsConfig:
     replicas: tuple[ReplicaConfig, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("lock_wait", "deadline", "max_stall", "max_lag"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: must be more than 0 seconds")
+        _seconds(lock_wait=self.lock_wait, deadline=self.deadline, max_stall=self.max_stall, max_lag=self.max_lag)
         if self.max_running < 0:
             raise ValueError("max_running: must not be negative")
         if (self.backup == "command") != bool(self.backup_command):
             raise ValueError('backup_command: belongs to backup = "command"')
-        if self.backups is not None and not self.backups.is_absolute():
-            raise ValueError("backups: must be absolute")
+        _absolute("backups", self.backups)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,10 +196,10 @@ class RehearsalConfig:
     max_age: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.max_age <= 0:
+        if not self.max_age > 0:
             raise ValueError("max_age: must be more than 0 days")
-        if self.records is not None and not self.records.is_absolute():
-            raise ValueError("records: must be absolute")
+        _absolute("records", self.records)
+        _absolute("keys", *self.keys)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,9 +239,11 @@ class NodeConfig:
     policy: Policy = field(default_factory=Policy)
 
     def __post_init__(self) -> None:
-        if not self.data.is_absolute():
-            raise ValueError(f"data: {self.data} must be absolute")
+        _absolute("data", self.data)
+        for name, database in self.databases.items():
+            _absolute_in(f"databases.{name}", database)
         for number, replica in enumerate(self.migrations.replicas):
+            _absolute_in(f"migrations.replicas[{number}]", replica)
             if replica.of not in self.databases:
                 raise ValueError(f"migrations.replicas[{number}].of: there is no database {replica.of!r}")
 
@@ -242,6 +256,25 @@ class NodeConfig:
     def lock(self) -> Path:
         """The lock that a changing verb holds."""
         return self.data / "lock"
+
+
+def _absolute(key: str, *paths: Path | None) -> None:
+    """A relative path would mean something else in a job and in systemd's units. Raises ValueError."""
+    for path in paths:
+        if path is not None and not path.is_absolute():
+            raise ValueError(f"{key}: {path} must be absolute")
+
+
+def _absolute_in(key: str, database: Database) -> None:
+    for name in ("socket", "password_file", "tls_ca"):
+        _absolute(f"{key}.{name}", getattr(database, name))
+
+
+def _seconds(**values: float) -> None:
+    """Neither TOML's `nan` nor its `inf` is a time to wait. Raises ValueError."""
+    for key, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{key}: must be more than 0 seconds, and finite")
 
 
 def load_node(path: Path) -> NodeConfig:

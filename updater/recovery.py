@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from core.errors import HealthFailed, HookFailed, Incompatible, WrongState
-from core.journal import Run, RunState
+from core.errors import HealthFailed, HookFailed, Incompatible, UpdaterError, WrongState
+from core.journal import Run, RunState, StepState
 from core.report import Report
 from core.steps import undo_steps
+from images.read import Bundle
 from partitions.boot.state import Slot, SlotState, mark_bad, other, roll_back
+from updater.checks import not_booted
 from updater.execution import Outcome, execute, locked, reporting
 from updater.health import wait_healthy
 from updater.hooks import run_hooks
 from updater.node import Node
-from updater.switching import flipped_in_this_boot, health_environment, restore_data
+from updater.switching import Flip, flipped_in_this_boot, health_environment, restore_data
 from updater.upgrade import open_bundle, steps_of
 
 
@@ -56,7 +58,11 @@ def _was_tried(node: Node, slot: Slot) -> bool:
 
 
 def _begin_found(node: Node) -> Run:
-    return node.journal.begin("activate", {"slot": node.booted, "by_hand": True})
+    """A run that has its flip behind it: the hooks and migrations before that were the other slot's."""
+    run = node.journal.begin("activate", {"slot": node.booted, "by_hand": True})
+    step = Flip(node=node, slot=node.booted)
+    node.journal.intend(run, 0, step.name, step.before())
+    return run
 
 
 def _prove(node: Node, run: Run, report: Report) -> Outcome:
@@ -66,6 +72,7 @@ def _prove(node: Node, run: Run, report: Report) -> Outcome:
     attempts = list(node.journal.fact("attempts") or [])
     if not attempts or attempts[-1]["boot_id"] != node.machine.boot_id():
         _unseal(node, booted)
+        node.journal.outcome(run, "before-confirm", StepState.UNDONE)  # it was for another boot
         attempts.append({"boot_id": node.machine.boot_id(), "slot": booted, "left": left, "reason": ""})
         node.journal.set_fact("attempts", attempts)
     try:
@@ -119,17 +126,35 @@ def resume(node: Node, report: Report) -> Outcome:
     with locked(node, "resume"):
         run = _require_open(node, "resume")
         if run.verb == "stage":
-            with open_bundle(node, run.plan["source"]) as bundle:
-                if bundle.manifest.image.content != run.plan["content"]:
-                    raise Incompatible(
-                        f"{run.plan['source']} is no longer the bundle that was being staged",
-                        state=f"stage {run.id} is open; this command changed nothing",
-                        next=["put the same bundle there again", "updater abort    and stage anew"],
-                    )
+            not_booted(node, run)
+            with _open_again(node, run) as bundle:
                 return execute(node, run, steps_of(node, run, bundle), report)
         if node.booted == run.plan["slot"] or (_was_tried(node, run.plan["slot"]) and not flipped_in_this_boot(node)):
             return _go_on(node, run, report)
         return execute(node, run, steps_of(node, run), report)
+
+
+def _open_again(node: Node, run: Run) -> Bundle:
+    """The bundle that was being staged, from where it came. The journal has an address without user and query, and a
+    server may not give the bundle to that: who knows the whole URL goes on with `stage`.
+
+    Raises Incompatible where another bundle lies there now, and what `open_bundle` raises.
+    """
+    source = run.plan["source"]
+    try:
+        bundle = open_bundle(node, source)
+        if bundle.manifest.image.content != run.plan["content"]:
+            bundle.close()
+            raise Incompatible(
+                f"{source} is no longer the bundle that was being staged",
+                next=["put the same bundle there again", "updater abort    and stage anew"],
+            )
+    except UpdaterError as error:
+        error.state = f"stage {run.id} is open; this command changed nothing"
+        if source.startswith(("http://", "https://")):
+            error.next = ("updater stage URL    goes on with it, where the URL needs a user or a query", *error.next)
+        raise
+    return bundle
 
 
 def abort(node: Node, report: Report) -> Outcome:

@@ -86,11 +86,13 @@ class Status:
 
 #: Steps of each verb in their order, hooks left out, for "step 2 of 7". Kept beside the stories by a test.
 CARRIED = ("packages", "patches", "files", "configuration")
+#: What `activate` does once more, where it changed after `stage`.
+AGAIN = ("files-again", "configuration-again")
 #: These are steps only where the plan has something for them.
-_OPTIONAL = (*CARRIED, "files-again", "migrate", "backup", "migrate-blocking")
+_OPTIONAL = (*CARRIED, *AGAIN, "migrate", "backup", "migrate-blocking")
 STEPS = {
     "stage": ("mark", "write", "verify", "grow", *CARRIED, "carry", "entry", "seal", "migrate"),
-    "activate": ("files-again", "backup", "migrate-blocking", "flip", "reboot", "health", "confirm"),
+    "activate": (*AGAIN, "backup", "migrate-blocking", "flip", "reboot", "health", "confirm"),
     "rollback": ("flip-back", "reboot"),
 }
 
@@ -110,9 +112,9 @@ def status_of(node: Node) -> Status:
     if booted is not None and state is not None:
         problems += _judge(node, booted, state, upgrade)
         possible, reason = _try(lambda: way_back(node), problems) or (possible, reason)
-    runs = node.journal.runs(limit=1)
-    if upgrade is None and runs and runs[0].state is RunState.FELL_BACK:
-        problems.append((Indicator.WARNING, f"the last activation fell back: {runs[0].outcome}"))
+    runs, settled = node.journal.runs(limit=1), node.journal.settled()
+    if settled is not None and settled.state is RunState.FELL_BACK:
+        problems.append((Indicator.WARNING, f"the last activation fell back: {settled.outcome}"))
     after = next_boot(state) if state is not None else None
     return Status(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -202,6 +204,8 @@ def _upgrade(node: Node) -> Upgrade | None:
     names = tuple(name for name in STEPS.get(run.verb, ()) if name not in _OPTIONAL or name in planned)
     step = _current_step(node, run, names)
     under_way = _is_locked(node)
+    # Somebody booted the slot that a stage was to write: that one does not go on.
+    lost = run.verb == "stage" and run.plan["slot"] == _try(lambda: node.booted, [])
     waits = step == "reboot" and node.journal.fact("flip-boot") == _try(node.machine.boot_id, [])
     state = "under way" if under_way else "waits for the reboot" if waits else "interrupted"
     return Upgrade(
@@ -213,7 +217,7 @@ def _upgrade(node: Node) -> Upgrade | None:
         of=len(names),
         state=state,
         since=run.started.isoformat(timespec="seconds"),
-        next=() if under_way else ("updater resume", "updater abort"),
+        next=() if under_way else ("updater abort",) if lost else ("updater resume", "updater abort"),
     )
 
 

@@ -29,7 +29,16 @@ from migrations.catalogue import Phase
 from partitions.boot.state import Slot
 from updater import migrating, staging, switching
 from updater.carrying import Examined, carry_steps, examine, fingerprint
-from updater.checks import Purposes, activate_checks, in_progress, raise_first, rollback_checks, stage_checks
+from updater.checks import (
+    Purposes,
+    activate_checks,
+    in_progress,
+    not_booted,
+    raise_first,
+    rollback_checks,
+    stage_checks,
+)
+from updater.configured import RenderAgain, applied_since, configuration_checks
 from updater.execution import Outcome, Plan, execute, locked
 from updater.hooks import hooks
 from updater.kept import CopyAgain, edited_since
@@ -81,13 +90,14 @@ def activate_steps(
     databases: Collection[str] = (),
     window: Window | None = None,
 ) -> list[Step]:
-    """Boot the staged slot, and keep it if it is healthy. `carried`: "files-again" if kept files were edited since.
-    `databases`: those with something left to migrate.
+    """Boot the staged slot, and keep it if it is healthy. `carried`: "files-again" if kept files were edited since,
+    "configuration-again" if another configuration was applied. `databases`: those with something left to migrate.
     """
     facts = node.facts() | {"target": slot, "target_release": str(node.release(slot) or "")}
     return [
         *hooks(node.config.hooks, "before-activate", facts),
         *([CopyAgain(node=node, slot=slot)] if "files-again" in carried else []),
+        *([RenderAgain(node=node, slot=slot)] if "configuration-again" in carried else []),
         *blocking_steps(node, slot, tuple(databases), window),
         switching.Flip(node=node, slot=slot),
         *hooks(node.config.hooks, "after-activate", facts),
@@ -174,6 +184,7 @@ def plan_activate(
     slot = node.inactive
     release = node.release(slot)
     carried = ["files-again"] if edited_since(node, slot) else []
+    carried += ["configuration-again"] if applied_since(node, slot) else []
     due = migrating.examine_slot(node, slot, window)
     databases = due.of(*migrating.BEFORE_FLIP)
     steps = activate_steps(node, slot, by_hand, carried=carried, databases=databases, window=window)
@@ -183,7 +194,7 @@ def plan_activate(
     return Plan(
         verb="activate",
         title=f"{node.release(node.booted) or 'unknown'} → {release or 'unknown'} on {node.config.name}",
-        checks=[*checks, *demanded(node, rehearsal), *due.checks],
+        checks=[*checks, *configuration_checks(node, slot), *demanded(node, rehearsal), *due.checks],
         decisions=due.decisions,
         record={
             "slot": slot,
@@ -216,12 +227,14 @@ def plan_rollback(node: Node, *, by_hand: bool = False) -> Plan:
 def stage(node: Node, source: str, report: Report, wishes: Wishes) -> Outcome:
     """Check everything, then make the inactive slot hold the release. Staging what is staged already only verifies it.
 
-    A stage of the same bundle that was interrupted goes on. Raises UpdaterError.
+    A stage of the same bundle that was interrupted goes on as it was begun. Raises UpdaterError.
     """
     with locked(node, f"stage {without_credentials(source)}"), open_bundle(node, source) as bundle:
         interrupted = node.journal.open_run()
         if interrupted is not None:
             if interrupted.verb == "stage" and interrupted.plan["content"] == bundle.manifest.image.content:
+                not_booted(node, interrupted)
+                _same_wishes(interrupted, wishes)
                 report.note(f"going on with run {interrupted.id}")
                 return execute(node, interrupted, steps_of(node, interrupted, bundle), report)
             raise in_progress(interrupted, "stage")
@@ -290,6 +303,24 @@ def open_bundle(node: Node, source: str) -> Bundle:
         raise
 
 
+def _same_wishes(run: Run, wishes: Wishes) -> None:
+    """An interrupted stage goes on by its plan: what is wished for now must stand there. Raises Busy."""
+    plan, other = run.plan, []
+    if wishes.without and set(wishes.without) != set(plan.get("without", ())):
+        other.append(f"--without: {', '.join(plan.get('without', ())) or 'nothing'}")
+    if wishes.rate_limit is not None and wishes.rate_limit != plan["rate_limit"]:
+        other.append(
+            f"--rate-limit: {plan['rate_limit']} bytes a second" if plan["rate_limit"] else "--rate-limit: none"
+        )
+    if wishes.again and not plan.get("again"):
+        other.append("--again: not given")
+    if other:
+        error = in_progress(run, "stage with these options")
+        error.what = ("it was begun with other ones", *other)
+        error.next = ("updater resume    goes on as it was begun", "updater abort     then stage with these options")
+        raise error
+
+
 def _is_staged(node: Node, bundle: Bundle, wishes: Wishes) -> bool:
     """Whether the slot holds just what staging this bundle would make of it now."""
     record = node.journal.slot(node.inactive)
@@ -319,6 +350,7 @@ def _stage_plan(
         "databases": due.databases,
         "migrates": ["migrate"] if due.databases else [],
         "without": list(wishes.without),
+        "again": wishes.again,
         "fingerprint": fingerprint(node),
     }
 

@@ -19,6 +19,12 @@ from tests.updater.lab import Lab
 #: Verbs that read node.toml, with what they need.
 VERBS = ("status", "stage X", "plan X", "activate", "confirm", "rollback", "resume", "abort", "history")
 
+#: What every node.toml has.
+BARE = (
+    'name = "n"\ncompatible = "x"\ndata = "/d"\nslots = {a = {device = "/a"}, b = {device = "/b"}}\n'
+    'boot = {esp = "/efi"}\ntrust = {keys = ["/k"]}\n'
+)
+
 
 @pytest.mark.parametrize(
     "line",
@@ -69,6 +75,14 @@ def test_a_window_that_is_closed(lab: Lab, node: Path) -> None:
     assert cli(node, "stage", lab.bundle("MR96-1")).code == 0
     later = datetime.now() + timedelta(hours=3)
     refused(node, 36, "activate", "--window", f"{later:%H:%M}-{later + timedelta(hours=1):%H:%M}")
+
+
+def test_nobody_waits_for_a_window_to_be_refused_then(node: Path) -> None:
+    from datetime import datetime, timedelta
+
+    later = datetime.now() + timedelta(hours=3)
+    window = f"{later:%H:%M}-{later + timedelta(hours=1):%H:%M}"
+    refused(node, 34, "activate", "--window", window, "--wait")
 
 
 def test_a_sandbox_that_cannot_be_made(lab: Lab, place: Path, node: Path) -> None:
@@ -135,6 +149,30 @@ def test_no_node_toml(place: Path) -> None:
                 "health.checks[0]",
                 "policy.max_jump: expected int",
             ],
+        ),
+        (
+            'name = "n"\ncompatible = "x"\ndata = "/d"\n[slots]\na.device = "/a"\nb.device = "/b"\n'
+            '[boot]\nesp = "efi"\n[trust]\nkeys = ["k"]\n[hooks]\ndirectory = "h"\n[stage]\nrate_limit = -1\n'
+            '[health]\nchecks = [{name = "x", kind = "tcp", port = 1, timeout = -1}]\n[migrations]\ndeadline = nan\n'
+            '[rehearsal]\nkeys = ["k"]\n',
+            [
+                "boot.esp: efi must be absolute",
+                "trust.keys: k must be absolute",
+                "hooks.directory: h must be absolute",
+                "stage.rate_limit: must not be negative",
+                "health.checks[0].timeout: must be more than 0 seconds",
+                "migrations.deadline: must be more than 0 seconds",
+                "rehearsal.keys: k must be absolute",
+            ],
+        ),
+        (BARE + "[health]\ninterval = -1\n", ["health.interval: must be more than 0 seconds"]),
+        (BARE + "[health]\ndeadline = nan\n", ["health.deadline: must be a number of seconds"]),
+        (BARE + "[health]\ndeadline = inf\n", ["health.deadline: must be a number of seconds"]),
+        (BARE + '[health]\ndrop_in = "d"\n', ["health.drop_in: d must be absolute"]),
+        (BARE + "[hooks]\ndeadline = 0\n", ["hooks.deadline: must be more than 0 seconds"]),
+        (
+            BARE + '[databases.x]\nengine = "mariadb"\ndatabase = "x"\nhost = "h"\ntls_ca = "ca"\n',
+            ["databases.x.tls_ca: ca must be absolute"],
         ),
         (
             'name = "n"\ncompatible = "x"\ndata = "/d"\n"\\u001b[2J\\nx" = 1\n[slots.a]\ndevice = "/a"\n'

@@ -13,12 +13,13 @@ import pytest
 
 from patches.registry import Kind, Registry
 from templates.store import Author, Store
+from templates.tree import GLOBAL
 from tests.conftest import Drawn
 from tests.updater.crash import Scenario, Tried, die_at, in_child, points, step_names, try_all
 from tests.updater.lab import IMAGE, ROOMY, Lab, add_data, add_hooks, copy_sandbox, do, make_unhealthy
 from updater.hooks import MOMENTS
 from updater.node import open_node
-from updater.status import CARRIED
+from updater.status import AGAIN, CARRIED
 from updater.upgrade import activate_steps, open_bundle, rollback_steps, stage_steps
 
 #: All in one process: the last test looks at what all the others have passed.
@@ -37,7 +38,8 @@ class Case:
     """One scenario: what was done before, the verb that dies, and where a run is already open, at which point it was
     left open. `unhealthy`: a release whose health check fails. `finish`: the verb whose end `resume` may come to.
     `only`: the steps whose points are tried, where another case tries the others. `carried`: what the operator carries
-    (see `carry`): "all", or "edited", where a kept file is edited after staging. `data`: the node serves a database.
+    (see `carry`): "all"; or "edited" or "applied", where a kept file is edited, or a configuration is applied, after
+    staging. `data`: the node serves a database.
     """
 
     begin: Begin
@@ -59,6 +61,9 @@ CASES = {
     "stage, with room to grow": Case((), ("stage", "MR96-1"), slot=ROOMY, only=("grow",)),
     "stage, with all that is carried": Case((), ("stage", "MR96-1"), slot=ROOMY, only=CARRIED, carried="all"),
     "activate, kept files edited": Case((), ("activate",), slot=ROOMY, only=("files-again",), carried="edited"),
+    "activate, configuration applied": Case(
+        (), ("activate",), slot=ROOMY, only=("configuration-again",), carried="applied"
+    ),
     "stage, with migrations": Case((), ("stage", "MR96-1 with data"), only=("migrate",), data=True),
     "activate, with migrations": Case(
         (("stage", "MR96-1 with data"),), ("activate",), only=("migrate-blocking", "flip"), data=True
@@ -135,10 +140,13 @@ def prepare(lab: Lab, memory: Path) -> Callable[[Case, str], Path]:
             make_unhealthy(config.parent, case.unhealthy)
         if case.carried:
             in_child(lambda: carry(config))
-        if case.carried == "edited":
+        if case.carried in ("edited", "applied"):
             bundle = lab.bundle("MR96-1")
             in_child(lambda: do(config, "stage", bundle))
+        if case.carried == "edited":
             (config.parent / "root/etc/ops/one").write_text("edited\n")
+        if case.carried == "applied":
+            in_child(lambda: apply(config, "ssh.port", 2222))
         if case.left_at:
             act = _act(lab, case.left_verb)
             trial = copy_sandbox(config.parent, memory / f"trial-{name}")
@@ -157,8 +165,14 @@ def carry(config: Path) -> None:
     with Registry.of(config.parent / "data") as registry:
         registry.add(Kind.FILE, "/etc/ops", facts={"policy": "ask"})
         registry.add(Kind.PATCH, "0001-new", content=b"--- /dev/null\n+++ b/etc/new.conf\n@@ -0,0 +1 @@\n+new\n")
+    apply(config, "ssh.port", 22)
+
+
+def apply(config: Path, option: str, value: int) -> None:
+    """A configuration in which this is set."""
     with Store.open(config.parent / "data/configuration.sqlite") as store:
         draft = store.clone(None, Author(who="erika"))
+        store.set(draft.version, GLOBAL, option, value, Author(who="erika"))
         store.apply(draft.version, Author(who="erika"))
 
 
@@ -221,7 +235,7 @@ def test_every_step_of_every_story_is_covered(tally: Tally, lab: Lab, place: Pat
         target = Target(node=node, bundle=bundle, slot="b", source="", carried=CARRIED)
         stories = [
             stage_steps(node, target, ["billing"]),
-            activate_steps(node, "b", False, carried=["files-again"], databases=["billing"]),
+            activate_steps(node, "b", False, carried=AGAIN, databases=["billing"]),
             rollback_steps(node, "b", False),
         ]
     names = {step.name for story in stories for step in story}

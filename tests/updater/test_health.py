@@ -15,6 +15,7 @@ import pytest
 from core import run as run_
 from core.errors import HealthFailed
 from core.report import Event, Kind, Report
+from updater.doctor import Finding, examine_node
 from updater.health import checks_of, examine, wait_healthy
 from updater.node_toml import CheckKind, HealthCheck, HealthConfig
 
@@ -129,3 +130,28 @@ def test_drop_ins_are_required_checks_by_name(tmp_path: Path) -> None:
     assert [(each.name, each.required) for each in checks] == [("10-a", True), ("20-b", True)]
     with pytest.raises(HealthFailed, match=r"10-a: exit 1; 20-b: exit 1"):
         wait_healthy(config(drop_in=tmp_path), {}, Report())
+
+
+def namesake(directory: Path) -> None:
+    """A drop-in that is called as a configured check is, and fails."""
+    (directory / "billing").write_text("#!/bin/sh\nexit 1\n")
+    (directory / "billing").chmod(0o755)
+
+
+def test_a_drop_in_with_the_name_of_a_configured_check_has_a_verdict_of_its_own(tmp_path: Path) -> None:
+    namesake(tmp_path)
+    passes = HealthCheck(name="billing", kind=CheckKind.COMMAND, command=("true",))
+    with pytest.raises(HealthFailed, match="billing: exit 1"):
+        wait_healthy(config(passes, drop_in=tmp_path, deadline=0.2), {}, Report())
+
+
+def test_the_doctor_names_two_checks_of_one_name(node: Path) -> None:
+    def found() -> Finding:
+        return next(finding for finding in examine_node(node) if finding.name == "health checks")
+
+    node.write_text(
+        node.read_text() + '[[health.checks]]\nname = "billing"\nkind = "tcp"\nport = 22\nrequired = false\n'
+    )
+    assert (found().found, found().mend) == ("1, 0 required", ())
+    namesake(node.parent / "health.d")
+    assert "two checks are called billing" in found().found and found().mend

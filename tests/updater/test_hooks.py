@@ -10,7 +10,7 @@ import pytest
 
 from core.errors import HookFailed
 from core.report import Event, Kind, Report
-from tests.updater.lab import Lab, add_hooks, do, hooks_ran, look
+from tests.updater.lab import Lab, add_hooks, do, hooks_ran, look, make_unhealthy, power_cycle
 from updater.hooks import MOMENTS, hooks_at, run_hooks
 from updater.node import open_node
 from updater.node_toml import HooksConfig
@@ -95,6 +95,39 @@ def test_a_failing_before_confirm_hook_counts_as_a_failed_try(lab: Lab, node: Pa
     hook(node.parent / "hooks", "before-confirm", "10-no", "exit 1")
     assert do(node, "activate") == "fell-back"
     assert look(node)["environment"] == {"a": "good 0", "b": "bad 0"}
+
+
+def test_a_before_confirm_hook_runs_in_every_boot_on_trial(lab: Lab, node: Path) -> None:
+    add_hooks(node.parent, ("before-confirm",))
+    make_unhealthy(node.parent, "MR96-1")
+    do(node, "stage", lab.bundle("MR96-1"))
+    assert do(node, "activate") == "fell-back"
+    assert (node.parent / "hooks-ran").read_text().split() == ["before-confirm"] * 3
+
+
+@pytest.mark.parametrize("verb", ["activate", "rollback"])
+def test_what_comes_before_the_reboot_is_not_run_after_it(verb: str, lab: Lab, node: Path) -> None:
+    """The slot that was booted has hooks that the one it was flipped from had not."""
+    do(node, "stage", lab.bundle("MR96-1"))
+    if verb == "rollback":
+        do(node, "activate")
+    assert do(node, verb, by_hand=True) == "waiting"
+    add_hooks(node.parent, MOMENTS)
+    hook(node.parent / "hooks", f"before-{verb}", "20-no", "exit 1")
+    power_cycle(node)
+    assert do(node, "confirm") == "done"
+    here = {"before-confirm", "after-confirm"} if verb == "activate" else {"after-rollback"}
+    assert hooks_ran(node) == here
+
+
+def test_where_the_journal_was_lost_a_trial_goes_on_after_its_flip(lab: Lab, node: Path) -> None:
+    do(node, "stage", lab.bundle("MR96-1"))
+    do(node, "activate", by_hand=True)
+    hook(node.parent / "hooks", "before-activate", "10-no", "exit 1")
+    power_cycle(node)
+    (node.parent / "data/journal.sqlite").unlink()
+    assert do(node, "confirm") == "done"
+    assert look(node)["environment"] == {"a": "good 0", "b": "good 0"}
 
 
 def test_every_moment_comes_once_in_the_whole_story_and_is_in_the_plan(lab: Lab, node: Path) -> None:

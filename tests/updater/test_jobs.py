@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from core import faults
+from core import run as run_
 from core.errors import FencedOff, NotReady, WrongState
 from core.journal import Journal
 from tests.updater.lab import Lab
@@ -261,6 +262,43 @@ def test_it_belongs_to_no_terminal(node: Sandbox, lab: Lab) -> None:
     assert streams == ["/dev/null", str(node.data / "jobs" / "s.jsonl"), str(node.data / "jobs" / "s.log")]
     (node.config.parent / "go").touch()
     node.ended("s")
+
+
+def test_passwords_in_urls_are_for_nobody_else(node: Sandbox) -> None:
+    node.start("p", "plan", "http://bob:s3cret@127.0.0.1:9/x.bundle", code=0)
+    node.ended("p")
+    directory = node.data / "jobs"
+    assert (directory.stat().st_mode & 0o777, (directory / "p.json").stat().st_mode & 0o777) == (0o700, 0o600)
+    told = [node.job("p"), node.updater("job", "list")]
+    told.append(node.start("p", "stage", "--x=https://bob:s3cret@h/x.bundle?token=s3cret", code=WrongState.exit_code))
+    assert "s3cret" not in json.dumps(told)
+    assert told[0]["verb"] == ["plan", "http://127.0.0.1:9/x.bundle"]
+
+
+def test_a_directory_that_all_could_read_is_closed(node: Sandbox) -> None:
+    node.files.directory.mkdir(mode=0o755)
+    with node.files.one_at_a_time():
+        assert node.files.directory.stat().st_mode & 0o777 == 0o700
+
+
+def test_under_systemd_relative_paths_are_those_of_the_asker(
+    node: Sandbox, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Services begin in the root directory, unless they are to begin in that of whoever starts them."""
+    tool = tmp_path / "bin" / "systemd-run"
+    tool.parent.mkdir()
+    tool.write_text(
+        '#!/bin/sh\nwhere=/\nwhile [ "$1" != -- ]; do [ "$1" = --same-dir ] && where=.; shift; done\nshift\n'
+        'cd "$where" && exec setsid --fork "$@" </dev/null >/dev/null 2>&1\n'
+    )
+    tool.chmod(0o755)
+    monkeypatch.setitem(run_.ENVIRONMENT, "PATH", f"{tool.parent}:{run_.ENVIRONMENT['PATH']}")
+    monkeypatch.setattr(jobs, "SYSTEMD", tmp_path)
+    bundle = lab.bundle("MR96-1")
+    monkeypatch.chdir(bundle.parent)
+    with open_node(node.config) as opened:
+        jobs.start(opened, "s", 1, ("stage", bundle.name))
+    assert node.ended("s")["state"] == "done"
 
 
 # -- fences

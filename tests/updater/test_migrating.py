@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from core.errors import (
     CatalogueInvalid,
@@ -25,10 +26,11 @@ from core.window import Window
 from migrations import snapshot
 from migrations.phase import Phase
 from tests.updater.crash import die_at, in_child, points
-from tests.updater.lab import Lab, add_data, copy_sandbox, do, make_unhealthy, rows
+from tests.updater.lab import Lab, add_data, copy_sandbox, do, make_unhealthy, power_cycle, rows
 from updater import migrate_verbs, upgrade
 from updater.catalogues import kept
 from updater.checks import Purposes
+from updater.cli.main import app
 from updater.node import open_node
 from updater.status import status_of
 
@@ -106,6 +108,14 @@ def test_a_fallback_leaves_the_data_migrated_and_says_so(lab: Lab, served: Path)
     with open_node(served) as node:
         assert str(node.data_release) == "MR96-1"
         assert node.cannot_read(node.release("a")) is None  # type: ignore[arg-type]
+
+
+def test_a_database_that_is_away_after_the_reboot_is_for_the_health_checks_to_find(lab: Lab, served: Path) -> None:
+    do(served, "stage", lab.with_data("MR96-1"))
+    assert do(served, "activate", by_hand=True) == "waiting"
+    power_cycle(served)
+    (served.parent / "data/billing.sqlite").rename(served.parent / "away")
+    assert do(served, "confirm") == "done"
 
 
 def test_what_the_old_release_cannot_read_needs_consent(lab: Lab, served: Path) -> None:
@@ -253,6 +263,51 @@ def test_undo_takes_back_what_the_release_did(lab: Lab, served: Path) -> None:
     assert "0962-names, 0961-micros" in verb(served, "undo", Report())
     assert rows(served)["schema"].keys() == before.keys()
     assert set(found(served).values()) == {"pending"}
+
+
+@pytest.mark.parametrize(
+    ("phase", "line"),
+    [
+        ("non-blocking", "nothing is pending in phase non-blocking"),
+        ("cleanup", "0963-balance"),
+        ("blocking", "0971-id"),
+    ],
+)
+def test_a_dry_run_shows_what_the_phase_would_do(lab: Lab, served: Path, phase: str, line: str) -> None:
+    do(served, "stage", lab.with_data("MR96-1"))
+    do(served, "activate")
+    blocking = index("id").replace("non-blocking", "blocking")
+    do(served, "stage", lab.with_data("MR97-1", **{"0971-id.toml": blocking}))
+    done = CliRunner().invoke(app, ["--config", str(served), "migrate", "run", "--phase", phase, "--dry-run"])
+    assert done.exit_code == 0
+    assert done.output.count("097") + done.output.count("096") == (phase != "non-blocking") and line in done.output
+
+
+def index(column: str) -> str:
+    """A migration that makes an index."""
+    return (
+        f'database = "billing"\nphase = "non-blocking"\n[[up]]\nsql = "CREATE INDEX by_{column} ON accounts ({column})"'
+        f'\n[[down]]\nsql = "DROP INDEX by_{column}"\n'
+    )
+
+
+@pytest.mark.parametrize("down_to", [None, 97])
+def test_undo_leaves_what_other_releases_did(lab: Lab, served: Path, down_to: int | None) -> None:
+    """A number that is too low (97 in place of 971) takes back nothing that the running release needs."""
+    do(served, "stage", lab.with_data("MR96-1"))
+    do(served, "activate")
+    before = found(served)
+    more = {"0971-balance.toml": index("balance")}
+    do(served, "stage", lab.with_data("MR97-1", **more))
+    do(served, "stage", lab.with_data("MR97-2", **more, **{"0972-id.toml": index("id")}))
+    assert verb(served, "undo", Report(), down_to=down_to) == "taken back: 0972-id, 0971-balance"
+    assert found(served) == before | {"0971-balance": "pending", "0972-id": "pending"}
+
+
+def test_undo_down_to_a_number(lab: Lab, served: Path) -> None:
+    more = {"0971-balance.toml": index("balance"), "0972-id.toml": index("id")}
+    do(served, "stage", lab.with_data("MR96-1", **more))
+    assert verb(served, "undo", Report(), down_to=972) == "taken back: 0972-id"
 
 
 def test_a_node_without_migrations(node: Path) -> None:

@@ -21,6 +21,7 @@ from tests.updater.lab import IMAGE, Lab, do, look
 from updater import upgrade
 from updater.checks import Purposes
 from updater.execution import Plan
+from updater.machine import Sandbox
 from updater.node import open_node
 
 Change = Callable[[Path], object]
@@ -150,15 +151,50 @@ def test_while_the_running_slot_is_not_confirmed(lab: Lab, node: Path) -> None:
     refused(node, 13, "stage", lab.bundle("MR97-1"))
 
 
-def _die(node: Path, verb: str, at: str, *arguments: Any) -> None:
+def _die(node: Path, verb: str, at: str, *arguments: Any, **options: Any) -> None:
     """Leave a run open: the verb's process dies at the first passing of this point."""
     trial = node.parent.with_name("trial")
     from tests.updater.lab import copy_sandbox
 
     config = copy_sandbox(node.parent, trial)
-    wanted = next(point for point in points(lambda: do(config, verb, *arguments)) if point.name == at)
+    wanted = next(point for point in points(lambda: do(config, verb, *arguments, **options)) if point.name == at)
     shutil.rmtree(trial)
-    assert die_at(wanted, lambda: do(node, verb, *arguments))
+    assert die_at(wanted, lambda: do(node, verb, *arguments, **options))
+
+
+def test_a_stage_does_not_go_on_into_the_slot_that_runs_by_now(lab: Lab, node: Path) -> None:
+    do(node, "stage", lab.bundle("MR96-1"))
+    do(node, "activate")
+    _die(node, "stage", "mark:before", lab.bundle("MR97-1"))
+    with open_node(node) as opened:
+        assert isinstance(opened.machine, Sandbox)
+        opened.machine.start("a")  # by hand, in the boot menu
+    for verb, *bundle in (("resume",), ("stage", lab.bundle("MR97-1"))):
+        error = refused(node, 34, verb, *bundle)
+        assert "slot a runs now" in error.message and error.next == ("updater abort",)
+    upgrade = look(node)["status"].upgrade
+    assert upgrade is not None and upgrade.next == ("updater abort",)
+    assert do(node, "abort") == "nothing"  # after a boot into the primary slot
+    after = look(node)
+    assert (after["booted"], after["slots"]) == ("b", {"a": "MR95-1 good", "b": "MR96-1 good"})
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"rate_limit": 0}, "--rate-limit: 10000000 bytes a second"),
+        ({"without": ("nosuch",)}, "--without: nothing"),
+        ({"again": True}, "--again: not given"),
+    ],
+)
+def test_an_interrupted_stage_goes_on_with_its_own_options_only(
+    options: dict[str, Any], told: str, lab: Lab, node: Path
+) -> None:
+    bundle, begun_with = lab.bundle("MR96-1"), {"rate_limit": 10_000_000}
+    _die(node, "stage", "write:flushed", bundle, **begun_with)
+    error = refused(node, 13, "stage", bundle, **begun_with | options)
+    assert told in error.what and "updater abort" in error.next[1]
+    assert do(node, "stage", bundle, **begun_with) == "done"
 
 
 # -- activate

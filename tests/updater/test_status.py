@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from core.errors import HookFailed
 from core.files import exclusive_lock
 from tests.updater.crash import die_at, points
-from tests.updater.lab import Lab, copy_sandbox, do, make_unhealthy, power_cycle
+from tests.updater.lab import Lab, add_hooks, copy_sandbox, do, make_unhealthy, power_cycle
 from updater.hooks import MOMENTS
 from updater.node import open_node
 from updater.staging import Target
-from updater.status import CARRIED, STEPS, Indicator, Status, nagios, prometheus, status_of
+from updater.status import AGAIN, CARRIED, STEPS, Indicator, Status, nagios, prometheus, status_of
 from updater.upgrade import activate_steps, open_bundle, rollback_steps, stage_steps
 
 
@@ -37,7 +38,7 @@ def test_the_steps_it_counts_are_those_of_the_stories(lab: Lab, node: Path) -> N
         target = Target(node=opened, bundle=bundle, slot="b", source="", carried=CARRIED)
         stories = {
             "stage": stage_steps(opened, target, ["billing"]),
-            "activate": activate_steps(opened, "b", False, carried=["files-again"], databases=["billing"]),
+            "activate": activate_steps(opened, "b", False, carried=AGAIN, databases=["billing"]),
             "rollback": rollback_steps(opened, "b", False),
         }
     assert {verb: tuple(s.name for s in steps if s.name not in MOMENTS) for verb, steps in stories.items()} == STEPS
@@ -100,6 +101,22 @@ def test_after_a_fallback(lab: Lab, node: Path) -> None:
     assert status.indicator is Indicator.WARNING and "fell back" in status.problems[0]
     assert "is listed in" in status.slots[1].note
     assert not status.way_back and "is listed in" in status.way_back_reason
+
+
+def test_a_fallback_is_told_until_a_run_ends_well(lab: Lab, node: Path) -> None:
+    make_unhealthy(node.parent, "MR96-1")
+    do(node, "stage", lab.bundle("MR96-1"))
+    do(node, "activate")
+    add_hooks(node.parent, ("before-stage",), "#!/bin/sh\nexit 1\n")
+    with pytest.raises(HookFailed):
+        do(node, "stage", lab.bundle("MR96-2"))
+    assert seen(node).indicator is Indicator.WARNING and "fell back" in seen(node).problems[0]
+    shutil.rmtree(node.parent / "hooks/before-stage.d")
+    leave_open(node, "write:flushed", "stage", lab.bundle("MR96-2"))
+    do(node, "abort")
+    assert seen(node).indicator is Indicator.WARNING and "fell back" in seen(node).problems[0]
+    do(node, "stage", lab.bundle("MR96-2"))
+    assert seen(node).indicator is Indicator.OK
 
 
 def test_what_cannot_be_read_is_critical_and_no_error(node: Path) -> None:
