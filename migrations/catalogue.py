@@ -6,6 +6,7 @@ databases (docs/migrations.md has the form). Pure, except for reading the direct
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -59,7 +60,9 @@ class Statement:
 
     @property
     def checksum(self) -> str:
-        """Changes when the statement does (comments and where it stands are free)."""
+        """Changes when the statement does, or a comment within it (those around it, white space, and its place are
+        free).
+        """
         return _checksum("statement", " ".join(self.sql.split()))
 
 
@@ -87,8 +90,10 @@ class Batch:
                 raise ValueError(f"statement: {mark} does not occur in it")
         if not 1 <= self.rows <= 100_000:
             raise ValueError("rows: must be from 1 to 100000")
-        if self.pause < 0 or self.max_running < 0:
-            raise ValueError("pause: must not be negative")
+        if not math.isfinite(self.pause) or self.pause < 0:
+            raise ValueError("pause: must be a number of seconds, and not negative")
+        if self.max_running < 0:
+            raise ValueError("max_running: must not be negative")
 
     @property
     def checksum(self) -> str:
@@ -204,8 +209,8 @@ class _MigrationFile:
     def __post_init__(self) -> None:
         if not self.up:
             raise ValueError("up: missing")
-        if self.expected <= 0:
-            raise ValueError("expected: must be more than 0 seconds")
+        if not math.isfinite(self.expected) or self.expected <= 0:
+            raise ValueError("expected: must be a number of seconds, and more than 0")
         if self.readable_from and not _RELEASE.fullmatch(self.readable_from):
             raise ValueError("readable_from: must be a release such as MR95")
 

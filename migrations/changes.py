@@ -86,6 +86,15 @@ class Parsed:
         return any(each.verb not in (Verb.INSERT, Verb.UPDATE, Verb.DELETE, Verb.SELECT) for each in self.changes)
 
     @property
+    def is_nameless(self) -> bool:
+        """Whether it builds an index CONCURRENTLY without a name: what a broken try leaves cannot be told then, and the
+        next one builds another.
+        """
+        return any(
+            each.verb is Verb.ADD_INDEX and "CONCURRENTLY" in each.words and not each.name for each in self.changes
+        )
+
+    @property
     def tables(self) -> tuple[str, ...]:
         """The tables it works on, each once."""
         return tuple(dict.fromkeys(each.table for each in self.changes if each.table))

@@ -268,6 +268,13 @@ def _down(context: Context) -> Iterator[Wrong]:
             yield from _no_probe(action, parsed, context.places.of(migration, action.where), tables)
 
 
+def _nameless(context: Context) -> Iterator[Wrong]:
+    for action in (*context.migration.up, *context.migration.down):
+        if isinstance(action, Statement) and (parsed := parse(action.sql, context.schema.engine)).is_nameless:
+            place = context.places.of(context.migration, action.where)
+            yield _wrong("index-without-name", _short(action.sql), place, parsed.tables[0])
+
+
 def _expected(context: Context) -> Iterator[Wrong]:
     if context.phase is Phase.BLOCKING and not context.places.says(context.migration, "expected"):
         yield _wrong("expected-missing", context.migration.id, context.places.of(context.migration))
@@ -306,5 +313,5 @@ _PER_ACTION: Final[tuple[Callable[[Context, Seen], Iterator[Wrong]], ...]] = (
     _blocking, _server, _destroys, _probe, _way, _batch, _old_names, _old_inserts,
 )  # fmt: skip
 _PER_MIGRATION: Final[tuple[Callable[[Context], Iterator[Wrong]], ...]] = (
-    _down, _expected, _several_tables, _online_copy,
+    _down, _nameless, _expected, _several_tables, _online_copy,
 )  # fmt: skip

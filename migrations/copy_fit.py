@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from core.errors import MigrationFailed, NoSpace
 from core.sql import Connection, Engine
@@ -104,6 +104,79 @@ _UNIQUE: Final = (
     " WHERE table_schema = %s AND table_name = %s AND non_unique = 0"
     " GROUP BY index_name HAVING sum(nullable = 'YES') = 0 LIMIT 1"
 )
+
+
+def require_lossless(connection: Connection, copy: Copy, migration: Migration) -> None:
+    """The copying passes over a row whose unique key is in the copy already, as it must for rows that the triggers have
+    brought. So no two rows may become the same in a unique key. The server is asked: an empty copy is altered, and
+    dropped again. Raises MigrationFailed.
+    """
+    new = copy.quoted(copy.new)
+    connection.execute(f"CREATE TABLE {new} LIKE {copy.quoted(copy.table)}")
+    try:
+        connection.execute(f"ALTER TABLE {new} {copy.alter}")
+        before, keys = _described(connection, copy.schema, copy.table)
+        after, new_keys = _described(connection, copy.schema, copy.new)
+    finally:
+        connection.execute(f"DROP TABLE IF EXISTS {new}")
+    for name, key in new_keys.items():
+        if not any(_at_least(key, each) for each in keys.values()):
+            raise _refused(migration, f"the unique key {name} is new, or less than it was: rows could get lost")
+        for column in key:
+            if not _keeps_apart(before.get(column), after.get(column)):
+                why = f"{column} changes, and is in the unique key {name}: rows that become the same would get lost"
+                raise _refused(migration, why)
+
+
+#: Type, as it is written in full, length, character set, collation, and what it is computed from.
+_Form = tuple[Any, ...]
+
+#: The columns of a unique key, with the length of a prefix (None: the whole column).
+_Key = dict[str, int | None]
+
+
+def _described(connection: Connection, schema: str, table: str) -> tuple[dict[str, _Form], dict[str, _Key]]:
+    """A table's columns, and its unique keys by name."""
+    columns = connection.execute(
+        "SELECT lower(column_name), data_type, column_type, character_maximum_length, character_set_name,"
+        " collation_name, generation_expression FROM information_schema.columns"
+        " WHERE table_schema = %s AND table_name = %s",
+        (schema, table),
+    ).rows
+    keys: dict[str, _Key] = {}
+    for name, column, prefix in connection.execute(
+        "SELECT index_name, lower(column_name), sub_part FROM information_schema.statistics"
+        " WHERE table_schema = %s AND table_name = %s AND non_unique = 0",
+        (schema, table),
+    ).rows:
+        keys.setdefault(name, {})[str(column)] = prefix
+    return {str(name): tuple(form) for name, *form in columns}, keys
+
+
+def _at_least(key: _Key, old: _Key) -> bool:
+    """Whether rows that differ in the old key differ in this one."""
+    return all(
+        column in key and (key[column] is None or (prefix is not None and prefix <= (key[column] or 0)))
+        for column, prefix in old.items()
+    )
+
+
+_INTEGERS: Final = ("tinyint", "smallint", "mediumint", "int", "bigint")
+_STRINGS: Final = ("char", "varchar", "varbinary")
+
+
+def _keeps_apart(old: _Form | None, new: _Form | None) -> bool:
+    """Whether values that differ in a column still differ in what becomes of it: nothing changes, or it only grows."""
+    if old is None or new is None or old == new:
+        return old is not None and old == new
+    (kind, full, length, *text), (new_kind, new_full, new_length, *new_text) = old, new
+    if text != new_text:
+        return False
+    if kind in _INTEGERS and new_kind in _INTEGERS:
+        wider = _INTEGERS.index(new_kind) - _INTEGERS.index(kind)
+        signs = ["unsigned" in each for each in (full, new_full)]
+        return wider >= 0 if signs[0] == signs[1] else signs[0] and wider > 0
+    return kind == new_kind and kind in _STRINGS and int(new_length) >= int(length)
 
 
 def require_space(connection: Connection, copy: Copy) -> None:

@@ -13,6 +13,7 @@ from core.run import Result, run
 from core.sql import Reason, SqlError
 from migrations.client_file import write_client_file
 from migrations.copy_fit import Copy
+from migrations.engines.mariadb import SQL_MODE
 from migrations.guards import stopped
 from migrations.session import Session
 from migrations.transient import transient_directory
@@ -39,9 +40,15 @@ _WORDS: Final = (
 )
 _TOO_BUSY: Final = re.compile(r"exceeds its critical threshold")
 
+#: What it only mentions, and ends well nevertheless: a value was cut off.
+_CUT_OFF: Final = re.compile(r"Copying rows caused a MySQL error")
+
+#: Its triggers keep the mode that it has: what does not fit into the copy is refused, not cut off. Commas are escaped.
+_STRICT: Final = "sql_mode='{}'".format(SQL_MODE.replace(",", r"\,"))
+
 
 def fill(session: Session, copy: Copy, step: str) -> None:
-    """Have the tool make the copy and fill it; its triggers stay."""
+    """Have the tool make the copy and fill it, every value whole; its triggers stay."""
     budget = session.budget
     limits = budget.limits
     database = session.server.connection.database
@@ -58,7 +65,7 @@ def fill(session: Session, copy: Copy, step: str) -> None:
             "--no-drop-old-table",
             "--no-version-check",
             f"--chunk-time={CHUNK}",
-            f"--set-vars=lock_wait_timeout={max(1, round(limits.lock_wait))},innodb_lock_wait_timeout=1",
+            f"--set-vars=lock_wait_timeout={max(1, round(limits.lock_wait))},innodb_lock_wait_timeout=1,{_STRICT}",
             "--tries=create_triggers:3:2",
             "--progress=time,1",
             *_load_limits(limits.max_running, limits.max_lag),
@@ -79,6 +86,13 @@ def fill(session: Session, copy: Copy, step: str) -> None:
             raise
     if result.code != 0:
         raise _failed(session, copy, result, step)
+    if cut := [line for line in result.stdout.splitlines() if _CUT_OFF.search(line)]:
+        raise MigrationFailed(
+            f"{step} failed: not all values fit",
+            what=cut[:8],
+            state=f"the copy of {copy.table} was thrown away; the table is as it was",
+            next=["find the rows that do not fit, and change them in a migration before this one"],
+        )
 
 
 def _run_tool(arguments: list[str], timeout: float, report: Report, step: str) -> Result:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 from itertools import count
+from typing import Final
 
 from core.errors import MigrationFailed
 from core.faults import point
 from core.sql import Connection, Reason, SqlError
 from migrations.catalogue import Migration, Statement
-from migrations.copy_fit import TABLES, Copy, read_copy, require_fit, require_space
+from migrations.copy_fit import TABLES, Copy, read_copy, require_fit, require_lossless, require_space
 from migrations.copy_tool import fill
 from migrations.engines import Effect
 from migrations.guards import stopped
@@ -36,6 +37,8 @@ def online_copy(session: Session, migration: Migration, statement: Statement, st
     require_fit(connection, copy, migration)
     require_space(connection, copy)
     try:
+        with _short_waits(connection):
+            require_lossless(connection, copy, migration)
         _wait_until_free(session, copy, step)
         fill(session, copy, step)
         point("migrate:copied")
@@ -54,8 +57,9 @@ def clear(connection: Connection, copy: Copy) -> None:
     without the copy they would refuse every write.
     """
     for (thread,) in connection.execute(
-        "SELECT id FROM information_schema.processlist WHERE info LIKE %s AND id <> CONNECTION_ID()",
-        (f"%{copy.new}%",),
+        "SELECT id FROM information_schema.processlist WHERE user = SUBSTRING_INDEX(USER(), '@', 1)"
+        " AND info REGEXP %s AND LOCATE(%s, info) > 0 AND id <> CONNECTION_ID()",
+        (_OF_THE_TOOL, copy.quoted(copy.new)),
     ).rows:
         with suppress(SqlError):  # it has just ended
             connection.execute(f"KILL CONNECTION {int(thread)}")
@@ -68,6 +72,10 @@ def clear(connection: Connection, copy: Copy) -> None:
             connection.execute(f"DROP TRIGGER IF EXISTS {copy.quoted(str(trigger))}")
             point("migrate:copy-cleared")
         connection.execute(f"DROP TABLE IF EXISTS {copy.quoted(copy.new)}")
+
+
+#: How the tool's own statements begin that name the copy. Not those of its triggers: they run in others' sessions.
+_OF_THE_TOOL: Final = "^(INSERT LOW_PRIORITY IGNORE INTO|CREATE TABLE|ALTER TABLE|CREATE TRIGGER) "
 
 
 # -- before

@@ -60,6 +60,11 @@ RULES: Final[dict[str, Rule]] = dict((
         "add probe = \"SELECT …\" that is true when the effect is there",
     ),
     _rule(
+        "index-without-name", _E, "an index is built CONCURRENTLY, and has no name",
+        "when a try breaks off, the invalid index that it leaves cannot be found, and the next one builds another",
+        "CREATE INDEX CONCURRENTLY name ON …",
+    ),
+    _rule(
         "online-copy-foreign-keys", _E, "foreign keys point at a table that is to be copied",
         "when the copy takes the table's place, they would go on pointing at the old one",
         "strategy = \"native\" in the blocking phase; or drop the keys first, and add them again behind it",

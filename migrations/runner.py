@@ -15,7 +15,9 @@ from core.faults import point
 from core.report import Report
 from migrations import history
 from migrations.action import ActionRun, Copier, Group
-from migrations.catalogue import Direction, Migration, Phase, Statement
+from migrations.catalogue import Action, Batch, Direction, Migration, Phase, Statement
+from migrations.changes import Verb
+from migrations.ddl import parse
 from migrations.engines import Server
 from migrations.guards import Budget, Clock, Limits, stopped
 from migrations.history import Pending, Progress
@@ -102,7 +104,7 @@ class Runner:
             self.verify_history()
             done: list[str] = []
             pending = history.pending(self._migrations, session.ledger.entries(), phases)
-            self._refuse_control(each.migration for each in pending)
+            self._refuse_forms([each.migration for each in pending], *Direction)
             for each in pending:
                 self._may_begin(each, session, done)
                 self._migrate(session, each.migration, Direction.UP)
@@ -110,7 +112,9 @@ class Runner:
             return _outcome(session.budget, done)
 
     def undo(self, migrations: Sequence[Migration]) -> Outcome:
-        """Take these back, the last first. Raises RollbackRefused when one of them says no way, before any is begun."""
+        """Take these back, the last first. Raises RollbackRefused when one of them says no way, or is done
+        by half and its way changes rows: before any is begun.
+        """
         stuck = [each.id for each in migrations if not each.reversible]
         if stuck:
             raise RollbackRefused(
@@ -121,8 +125,9 @@ class Runner:
             )
         with self._session() as session:
             self.verify_history()
-            self._refuse_control(migrations)
+            self._refuse_forms(migrations, Direction.DOWN)
             entries = session.ledger.entries()
+            self._refuse_half(migrations, entries)
             done: list[str] = []
             for migration in sorted(migrations, key=lambda each: each.number, reverse=True):
                 if history.progress(migration, entries) is Progress.PENDING:
@@ -145,6 +150,13 @@ class Runner:
                     state="nothing was changed",
                     next="updater migrate status",
                 )
+            if self._is_known(entry):
+                raise MigrationFailed(
+                    f"there is nothing to settle about statement {seq + 1} of {number:04}",
+                    what="it and its record are one transaction: the ledger knows how far it is",
+                    state="nothing was changed",
+                    next="updater resume    goes on from there",
+                )
             if done:
                 with session.ledger.writing():
                     session.ledger.finished(entry.key, 0.0, "the operator says so")
@@ -153,21 +165,63 @@ class Runner:
 
     # -- parts
 
-    def _refuse_control(self, migrations: Iterable[Migration]) -> None:
-        """A statement that ends the transaction it runs in would be done, but not on record."""
-        found = [
-            f"{migration.id}: {action.where}: {' '.join(action.sql.split())[:80]}"
+    def _refuse_forms(self, migrations: Iterable[Migration], *directions: Direction) -> None:
+        """A statement that ends the transaction it runs in would be done, but not on record. And of an index without a
+        name each try would leave one.
+        """
+        statements = [
+            (f"{migration.id}: {action.where}: {' '.join(action.sql.split())[:80]}", action.sql)
             for migration in migrations
-            for action in (*migration.up, *migration.down)
-            if isinstance(action, Statement) and _CONTROL.match(action.sql)
+            for direction in directions
+            for action in migration.actions(direction)
+            if isinstance(action, Statement)
         ]
-        if found:
+        if found := [said for said, sql in statements if parse(sql, self._server.engine).is_nameless]:
+            raise MigrationFailed(
+                "an index that is built CONCURRENTLY needs a name",
+                what=found,
+                state="nothing was changed by this run",
+                next="CREATE INDEX CONCURRENTLY name ON …    else what a broken try leaves cannot be found",
+            )
+        if found := [said for said, sql in statements if _CONTROL.match(sql)]:
             raise MigrationFailed(
                 "transactions and locks are the runner's own affair",
                 what=found,
                 state="nothing was changed by this run",
                 next="leave these statements out: each statement is a transaction, and so is each chunk of a batch",
             )
+
+    def _refuse_half(self, migrations: Iterable[Migration], entries: dict[Key, Entry]) -> None:
+        """The way back changes rows as if all of the way forth had been gone."""
+        half = [
+            migration
+            for migration in migrations
+            if history.progress(migration, entries) is Progress.BEGUN
+            and any(self._changes_rows(action) for action in migration.down)
+        ]
+        if half:
+            raise RollbackRefused(
+                "not all of these migrations can be taken back",
+                what=[f"{each.id}: is done by half, and its way back (down) changes rows" for each in half],
+                state="nothing was changed",
+                next=[f"updater migrate run --phase {each.phase}    does the rest; then take it back" for each in half],
+            )
+
+    def _changes_rows(self, action: Action) -> bool:
+        """What is not understood may."""
+        if isinstance(action, Batch):
+            return True
+        rows = (Verb.INSERT, Verb.UPDATE, Verb.DELETE, Verb.UNKNOWN)
+        return any(change.verb in rows for change in parse(action.sql, self._server.engine).changes)
+
+    def _is_known(self, entry: Entry) -> bool:
+        """Whether the ledger itself tells how much of an action is done."""
+        migration = next((each for each in self._migrations if each.number == entry.number), None)
+        actions = migration.actions(entry.direction) if migration else ()
+        action = actions[entry.seq] if entry.seq < len(actions) else None
+        if entry.position is not None or isinstance(action, Batch):
+            return True
+        return action is not None and self._server.atomic(action)
 
     @contextmanager
     def _session(self) -> Iterator[Session]:

@@ -32,6 +32,9 @@ NAME: Final = "scratch"
 START: Final = 60
 STOP: Final = 10
 
+#: What a server's user has to itself in a directory of ours. Short, for the path of the socket.
+OWN: Final = "o"
+
 _PACKAGE: Final = {Engine.MARIADB: "mariadb-server", Engine.POSTGRESQL: "postgresql"}
 _USER: Final = {Engine.MARIADB: "mysql", Engine.POSTGRESQL: "postgres"}
 
@@ -51,20 +54,22 @@ _POSTGRESQL: Final = ("shared_buffers=32MB", "max_connections=50", "autovacuum_n
 
 class ScratchServer:
     """A scratch server's life: `start`, `stop`, `kill`, any number of times. `database` is where it listens;
-    `directory` holds all that it has, `data` its data directory.
+    `directory` holds all that it has: `data`, its data directory, `own`, where it keeps its socket and temporary files
+    (these two are its user's), and what is ours: its password and its log.
     """
 
     def __init__(self, engine: Engine, directory: Path, options: Sequence[str], port: int) -> None:
         self.engine = engine
         self.directory = directory
         self.data = directory / "data"
+        self.own = directory / OWN
         self.log = directory / "log"
         self.options = tuple(options)
         self._process: Started | None = None
         self._life = ExitStack()
         password = directory / "password"
         where = Database(engine=engine, database=NAME, user=NAME, password_file=password, host="127.0.0.1", port=port)
-        listens = directory / ("s" if engine is Engine.MARIADB else ".s.PGSQL.5432")
+        listens = self.own / ("s" if engine is Engine.MARIADB else ".s.PGSQL.5432")
         self.database = where if port else replace(where, host="", socket=listens)
 
     @property
@@ -149,9 +154,9 @@ def scratch_server(
     Raises DatabaseFailed, or CommandFailed saying which package is missing.
     """
     program(engine)
-    with transient_directory(directory, owner=_owner(engine)) as home:
+    with transient_directory(directory, visitor=_owner(engine)) as home:
         server = ScratchServer(engine, home, options, _free_port() if tcp else 0)
-        _write_password(server, template)
+        _prepare(engine, home, (template / "password").read_text() if template else secrets.token_hex(16))
         try:
             if not empty:
                 if template is not None:
@@ -175,7 +180,7 @@ def scratch(
 ) -> Iterator[Database]:
     """An empty database named `scratch` on a server of its own (a file of its own with SQLite). As `scratch_server`."""
     if engine is Engine.SQLITE:
-        with transient_directory(directory, owner=_owner(engine)) as home:
+        with transient_directory(directory) as home:
             path = home / f"{NAME}.sqlite"
             path.touch(mode=0o600)
             yield Database(engine=engine, path=path)
@@ -187,9 +192,8 @@ def scratch(
 @contextmanager
 def make_template(engine: Engine, directory: Path | None = None) -> Iterator[Path]:
     """A data directory to copy for each of many scratch servers: a tenth of a second instead of two."""
-    with transient_directory(directory, owner=_owner(engine)) as home:
-        (home / "password").write_text(secrets.token_hex(16), encoding="ascii")
-        (home / "password").chmod(0o600)
+    with transient_directory(directory, visitor=_owner(engine)) as home:
+        _prepare(engine, home, secrets.token_hex(16))
         _initialise(engine, home)
         yield home
 
@@ -226,21 +230,34 @@ def _owner(engine: Engine) -> str | None:
     return "nobody"
 
 
-def _write_password(server: ScratchServer, template: Path | None) -> None:
-    file = server.directory / "password"
-    file.write_text((template / "password").read_text() if template else secrets.token_hex(16), encoding="ascii")
-    file.chmod(0o600)
-    if server.engine is Engine.MARIADB:  # said at each start, by the server itself: not on a command line
-        secret = server.database.password()
-        (server.directory / "init.sql").touch(mode=0o600)
-        (server.directory / "init.sql").write_text(
+def _prepare(engine: Engine, home: Path, secret: str) -> None:
+    """The password for us, and for the server. What is its user's is given away when all is written: in there root
+    would follow any link that it finds.
+    """
+    _write(home / "password", secret)
+    own = home / OWN
+    own.mkdir(mode=0o700)
+    if engine is Engine.MARIADB:  # said at each start, by the server itself: not on a command line
+        file = own / "init.sql"
+        secret = (
             f"CREATE DATABASE IF NOT EXISTS {NAME};\n"
             f"CREATE OR REPLACE USER {NAME} IDENTIFIED BY '{secret}';\n"
-            f"GRANT ALL PRIVILEGES ON *.* TO {NAME} WITH GRANT OPTION;\n",
-            encoding="ascii",
+            f"GRANT ALL PRIVILEGES ON *.* TO {NAME} WITH GRANT OPTION;\n"
         )
-    if (owner := _owner(server.engine)) is not None:
-        for each in server.directory.iterdir():
+    else:
+        file = own / "password"
+    _write(file, secret)
+    _give_away(engine, file, own)
+
+
+def _write(file: Path, text: str) -> None:
+    file.touch(mode=0o600)
+    file.write_text(text, encoding="ascii")
+
+
+def _give_away(engine: Engine, *paths: Path) -> None:
+    if (owner := _owner(engine)) is not None:
+        for each in paths:
             shutil.chown(each, owner)
 
 
@@ -252,12 +269,14 @@ def _free_port() -> int:
 
 def _initialise(engine: Engine, home: Path) -> None:
     """Make the data directory `home`/data."""
+    (home / "data").mkdir(mode=0o700)
+    _give_away(engine, home / "data")
     if engine is Engine.MARIADB:
         command = [
             program(engine, "mariadb-install-db"),
             "--no-defaults",
             f"--datadir={home / 'data'}",
-            f"--tmpdir={home}",  # where others have theirs, it would remove what they use
+            f"--tmpdir={home / OWN}",  # where others have theirs, it would remove what they use
             "--auth-root-authentication-method=socket",
             f"--auth-root-socket-user={_owner(engine) or pwd.getpwuid(os.geteuid()).pw_name}",
             "--skip-test-db",
@@ -268,29 +287,28 @@ def _initialise(engine: Engine, home: Path) -> None:
             program(engine, "initdb"),
             f"--pgdata={home / 'data'}",
             f"--username={NAME}",
-            f"--pwfile={home / 'password'}",
+            f"--pwfile={home / OWN / 'password'}",
             "--auth=scram-sha-256",
             "--encoding=UTF8",
             "--locale=C.UTF-8",
             "--no-sync",
         ]
     if (owner := _owner(engine)) is not None:
-        shutil.chown(home / "password", owner)
         command = ["runuser", "-u", owner, "--", *command]
     run(*command, timeout=START * 2, cwd=home)
 
 
 def _mariadb(server: ScratchServer) -> list[str]:
-    home = server.directory
+    own = server.own
     return [
         program(Engine.MARIADB),
         "--no-defaults",
         f"--datadir={server.data}",
-        f"--socket={home / 's'}",
-        f"--pid-file={home / 'pid'}",
-        f"--tmpdir={home}",
-        f"--secure-file-priv={home}",
-        f"--init-file={home / 'init.sql'}",
+        f"--socket={own / 's'}",
+        f"--pid-file={own / 'pid'}",
+        f"--tmpdir={own}",
+        f"--secure-file-priv={own}",
+        f"--init-file={own / 'init.sql'}",
         *_MARIADB,
         *((f"--port={server.database.port}", "--bind-address=127.0.0.1") if server.database.port else ()),
         *(("--skip-networking",) if not server.database.port else ()),
@@ -301,7 +319,7 @@ def _mariadb(server: ScratchServer) -> list[str]:
 def _postgresql(server: ScratchServer) -> list[str]:
     tcp = bool(server.database.port)
     settings = [
-        f"unix_socket_directories={'' if tcp else server.directory}",
+        f"unix_socket_directories={'' if tcp else server.own}",
         f"listen_addresses={'127.0.0.1' if tcp else ''}",
         f"port={server.database.port or 5432}",
         *_POSTGRESQL,

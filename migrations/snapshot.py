@@ -167,7 +167,8 @@ def require_space(database: Database, directory: Path) -> int:
 def _restore(database: Database, data: Path, home: str) -> tuple[str, ...]:
     """For people, at night."""
     if database.engine is Engine.SQLITE:
-        return ("stop what uses the database", f"cp {data} {database.path}", f"rm -f {database.path}-wal")
+        logs = " ".join(f"{database.path}-{each}" for each in ("wal", "shm", "journal"))  # they would be rolled into it
+        return ("stop what uses the database", f"rm -f {logs}", f"cp {data} {database.path}")
     unit, user = ("mariadb", "mysql") if database.engine is Engine.MARIADB else ("postgresql", "postgres")
     home = home or "DIRECTORY"
     return (

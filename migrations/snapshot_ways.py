@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,10 @@ from migrations.transient import transient_directory
 
 #: The copy in a backup's directory: a directory that a server starts on, or SQLite's file.
 DATA: Final = "data"
+
+#: Seconds that a try to lock an SQLite file waits, and the pages of it that are copied at a time.
+BREATH: Final = 0.2
+PAGES: Final = 1000
 
 _LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 
@@ -48,18 +53,46 @@ def _postgresql(database: Database, part: Path, deadline: float) -> None:
 
 
 def _sqlite(database: Database, part: Path, deadline: float) -> None:
-    """A copy by SQLite itself, in one go: writers wait for it in rollback-journal mode."""
+    """A copy by SQLite itself, under one read lock: writers wait for it in rollback-journal mode. It is made in pieces:
+    between two of them the deadline is looked at, and Ctrl-C is heard.
+    """
     assert database.path is not None
+    until = time.monotonic() + deadline
+
+    def on_time(*_: object) -> None:
+        if time.monotonic() > until:
+            raise DatabaseFailed(
+                f"the backup of {database} did not end within {deadline:g} s",
+                what="the file is too large for that, or another process keeps it locked",
+                state="nothing was migrated; what was copied has been removed",
+                next=f"fuser -v {database.path}    shows who uses it",
+            )
+
+    where = f"{database.path.as_uri()}?mode=ro"
     with (
-        closing(sqlite3.connect(f"{database.path.as_uri()}?mode=ro", uri=True, timeout=10)) as source,
+        closing(sqlite3.connect(where, uri=True, timeout=BREATH, isolation_level=None)) as source,
         closing(sqlite3.connect(part / DATA)) as copy,
     ):
-        source.backup(copy)
+        _lock_for_reading(source, on_time)
+        source.backup(copy, pages=PAGES, progress=on_time)
         (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise DatabaseFailed(
             f"{database} is damaged", what=str(verdict), state="nothing was migrated", next="restore an older backup"
         )
+
+
+def _lock_for_reading(source: sqlite3.Connection, on_time: Callable[[], None]) -> None:
+    """Until the connection is closed. `on_time` raises to give up."""
+    source.execute("BEGIN")
+    while True:
+        try:
+            source.execute("SELECT 1 FROM sqlite_master").fetchone()
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+        on_time()
 
 
 BY_ENGINE: Final = {Engine.MARIADB: _mariadb, Engine.POSTGRESQL: _postgresql, Engine.SQLITE: _sqlite}

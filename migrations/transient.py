@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import shutil
 import signal
 import tempfile
@@ -30,9 +32,9 @@ wait
 
 
 @contextmanager
-def transient_directory(parent: Path | None = None, *, owner: str | None = None) -> Iterator[Path]:
-    """A new directory that only `owner` (None: we) may enter, with a short path. Removed at the end of the context; by
-    its caretaker, if we are killed.
+def transient_directory(parent: Path | None = None, *, visitor: str | None = None) -> Iterator[Path]:
+    """A new directory of ours, with a short path. Nobody else may enter it but the user `visitor` (by their group), who
+    can neither list it nor change what is in it. Removed at the end of the context; by its caretaker, if we are killed.
     """
     home = Path(tempfile.mkdtemp(prefix="scratch-", dir=parent))
     try:
@@ -42,8 +44,9 @@ def transient_directory(parent: Path | None = None, *, owner: str | None = None)
         with started(*command, log_file=Path("/dev/null"), dies_with_us=signal.SIGTERM, end=signal.SIGKILL) as care:
             while unattended.exists() and care.running:  # until then our death would be the caretaker's, too
                 time.sleep(0.001)
-            if owner is not None:
-                shutil.chown(home, owner)
+            if visitor is not None:
+                os.chown(home, -1, pwd.getpwnam(visitor).pw_gid)
+                home.chmod(0o710)
             yield home
     finally:
         _remove(home)

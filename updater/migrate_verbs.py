@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -155,8 +154,8 @@ def _require_adjoining(node: Node, chosen: Chosen) -> None:
 
 
 def undo(node: Node, report: Report, *, down_to: int | None = None) -> str:
-    """Take the migrations of the newest release back, the last first, down to a number (included; None: all of it that
-    were run with that release).
+    """Take back the migrations that were run with the newest release, the last first, down to a number (included; None:
+    all of them). What ran with another build of it counts, too, unless that is older than the running release.
 
     Raises WrongState while that release runs, RollbackRefused where one of them has no way back.
     """
@@ -180,17 +179,26 @@ def undo(node: Node, report: Report, *, down_to: int | None = None) -> str:
                     limits=limits(node),
                     report=report,
                 )
-                names += runner.undo(_taken_back(migrations, runner.entries(), str(chosen.release), down_to)).done
+                ran = _of_release(node, chosen.release, runner.entries())
+                back = [each for each in migrations if each.number in ran and each.number >= (down_to or 0)]
+                names += runner.undo(back).done
         if not _left(node, chosen):
             node.journal.set_fact("migrated", None)
     return f"taken back: {', '.join(names)}" if names else "nothing to take back"
 
 
-def _taken_back(
-    migrations: Sequence[Migration], entries: dict[Key, Entry], release: str, down_to: int | None
-) -> list[Migration]:
-    ran = {entry.number for entry in entries.values() if entry.state is not State.UNDONE and entry.release == release}
-    return [each for each in migrations if (each.number in ran if down_to is None else each.number >= down_to)]
+def _of_release(node: Node, release: Release, entries: dict[Key, Entry]) -> set[int]:
+    """The numbers of what ran with a release, or with another build of it that is newer than the one that runs: never
+    what the running release brought, or one before it.
+    """
+    current = node.release(node.booted)
+    found = set()
+    for entry in entries.values():
+        ran = Release.parse(entry.release)
+        its = ran == release or (ran.number == release.number and (current is None or ran > current))
+        if its and entry.state is not State.UNDONE:
+            found.add(entry.number)
+    return found
 
 
 def _left(node: Node, chosen: Chosen) -> bool:

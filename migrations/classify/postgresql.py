@@ -161,14 +161,35 @@ def _set_not_null(change: Change, table: Table | None, version: Version) -> Verd
     column = table.columns.get(change.name) if table else None
     if column is not None and not column.nullable:
         return _verdict(change, Impact.INSTANT, "is so already")
-    proof = f"{change.name} IS NOT NULL".upper()
     checks = (table.checks.values() if table else ()) if version.number >= (12,) else ()
-    if any(proof in " ".join(text.upper().split()) and "NOT VALID" not in text.upper() for text in checks):
+    if any(_proves(text, change.name) and "NOT VALID" not in text.upper() for text in checks):
         return _verdict(change, Impact.INSTANT, "a check has proved it")
     return _verdict(
         change, Impact.BLOCKS_ALL,
         "reads every row while nobody may use the table: add CHECK (… IS NOT NULL) NOT VALID, validate it, then set it",
     )  # fmt: skip
+
+
+def _proves(check: str, column: str) -> bool:
+    """Whether a constraint, or one in the definition of a column, is CHECK (column IS NOT NULL) and nothing else."""
+    from migrations.reading.words import Reader, Stuck, words_of
+    from migrations.text import SqlUnreadable
+
+    try:
+        reader = Reader(check, words_of(check, Engine.POSTGRESQL), Engine.POSTGRESQL)
+        while not reader.done:
+            if reader.accept("CHECK") or (reader.at == 0 and reader.peek() == "("):
+                words = reader.group()
+                while words and words[0].upper == "(" and words[-1].upper == ")":
+                    words = words[1:-1]
+                name, rest = words[:1], [each.upper for each in words[1:]]
+                if [each.text for each in name if each.nameable] == [column] and rest == ["IS", "NOT", "NULL"]:
+                    return True
+            else:
+                reader.next()
+    except (Stuck, SqlUnreadable):
+        pass
+    return False
 
 
 def _add_index(change: Change, table: Table | None, version: Version) -> Verdict:

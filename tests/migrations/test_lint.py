@@ -151,6 +151,56 @@ def test_nothing_is_wrong(tmp_path: Path, text: str) -> None:
     assert found(catalogue(tmp_path, text)) == {}
 
 
+@pytest.mark.parametrize(
+    ("sql", "down", "wrong"),
+    [
+        ("CREATE INDEX CONCURRENTLY ON loose (a)", "", True),
+        ("DROP INDEX CONCURRENTLY i", "CREATE INDEX CONCURRENTLY ON loose (a)", True),
+        ("CREATE INDEX CONCURRENTLY i ON loose (a)", "DROP INDEX CONCURRENTLY i", False),
+        ("CREATE INDEX ON loose (a)", "", False),
+    ],
+)
+def test_an_index_without_a_name(tmp_path: Path, sql: str, down: str, wrong: bool) -> None:
+    way_back = f'\n[[down]]\nsql = "{down}"\n' if down else ""
+    about = '[databases.billing]\nengine = "postgresql"\n'
+    assert ("index-without-name" in found(catalogue(tmp_path, migration(sql, down=way_back), about=about))) is wrong
+
+
+@pytest.mark.parametrize(
+    ("check", "impact"),
+    [
+        ("CHECK (id IS NOT NULL)", Impact.INSTANT),
+        ('CONSTRAINT c CHECK ("id" IS NOT NULL)', Impact.INSTANT),
+        ("CHECK ((id IS NOT NULL))", Impact.INSTANT),
+        ("CHECK ((id IS NOT NULL) OR (id IS NOT NULL))", Impact.BLOCKS_ALL),
+        ("CHECK (id IS NOT NULL) NOT VALID", Impact.BLOCKS_ALL),
+        ("CHECK (old_id IS NOT NULL)", Impact.BLOCKS_ALL),
+        ("CHECK (id IS NOT NULL OR b IS NOT NULL)", Impact.BLOCKS_ALL),
+        ("CHECK (b = 'id IS NOT NULL')", Impact.BLOCKS_ALL),
+    ],
+)
+def test_what_proves_that_a_column_is_never_null(check: str, impact: Impact) -> None:
+    schema = Schema(Engine.POSTGRESQL)
+    for sql in ("CREATE TABLE t (id int, old_id int, b text)", f"ALTER TABLE t ADD {check}"):
+        schema.apply(parse(sql, Engine.POSTGRESQL))
+    parsed = parse("ALTER TABLE t ALTER COLUMN id SET NOT NULL", Engine.POSTGRESQL)
+    assert classify(parsed, version_of("15", Engine.POSTGRESQL), schema).impact is impact
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999"])
+def test_seconds_are_numbers(tmp_path: Path, value: str) -> None:
+    batch = f'[[up]]\nbatch = {{ table = "account", key = "id", pause = {value}, statement = ":low :high" }}\n'
+    directory = catalogue(
+        tmp_path,
+        migration("SELECT 1", more=f"expected = {value}"),
+        f'database = "billing"\nphase = "non-blocking"\n{batch}{DOWN}',
+    )
+    with pytest.raises(CatalogueInvalid) as caught:
+        load(directory)
+    faults = caught.value.what
+    assert len(faults) == 2 and "expected: must be a number" in faults[0] and "pause: must be a number" in faults[1]
+
+
 @pytest.mark.parametrize(("key", "severity"), [("id", None), ("owner", Severity.WARNING), ("note", Severity.ERROR)])
 def test_a_batch_needs_a_key(tmp_path: Path, key: str, severity: Severity | None) -> None:
     up = (

@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from core.run import Result
 from core.sql import Connection, Database, Reason, SqlError
 from migrations import copy_tool
 from migrations.catalogue import Migration, Phase, Statement, Strategy
+from migrations.copy_fit import Copy
 from migrations.engines import Effect, Holder, Presence, probed
 from migrations.guards import Budget, Clock, Limits
 from migrations.ledger import Who
-from migrations.online_copy import online_copy
+from migrations.online_copy import clear, online_copy
 from migrations.servers import open_server
 from migrations.session import Session
 from tests.migrations.runlab import Lab, migration
@@ -229,11 +231,92 @@ def test_refused(bench: Bench, schema: list[str], sql: str, why: str) -> None:
     assert why in caught.value.what[0]
 
 
+ROWS = "SELECT GROUP_CONCAT(CONCAT(id, '=', note) ORDER BY id) FROM cdr"
+UNIQUE = "ALTER TABLE cdr MODIFY note VARCHAR(40) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin, ADD UNIQUE (note)"
+
+
+@pytest.mark.parametrize(
+    ("schema", "sql", "why"),
+    [
+        ([], "ALTER TABLE cdr MODIFY note VARCHAR(3)", "not all values fit"),
+        ([], "ALTER TABLE cdr MODIFY account TINYINT NOT NULL", "ended with"),
+        (["ALTER TABLE cdr MODIFY id INT"], "ALTER TABLE cdr ADD n SERIAL", "the unique key n is new"),
+        ([UNIQUE], "ALTER TABLE cdr CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci", "note changes"),
+        ([UNIQUE], "ALTER TABLE cdr MODIFY note VARCHAR(40) COLLATE utf8mb4_general_ci", "note changes"),
+        ([UNIQUE], "ALTER TABLE cdr MODIFY note VARCHAR(30) COLLATE utf8mb4_bin", "note changes"),
+        (["ALTER TABLE cdr MODIFY account BIGINT, ADD UNIQUE (account)"], "ALTER TABLE cdr MODIFY account DOUBLE",
+         "account changes"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_or_becomes_the_same_is_refused_and_no_row_changes(
+    bench: Bench, schema: list[str], sql: str, why: str
+) -> None:
+    bench.fill(2)
+    connection = bench.server.connection
+    connection.execute("UPDATE cdr SET note = IF(id = 1, 'aaaa', 'AAAA'), account = 1000 + id")
+    for each in schema:
+        connection.execute(each)
+    form, rows = connection.one("SHOW CREATE TABLE cdr"), bench.one(ROWS)
+    with pytest.raises(MigrationFailed) as caught:
+        bench.copy(sql, "SELECT 0")
+    assert why in "\n".join((str(caught.value), *caught.value.what))
+    assert (connection.one("SHOW CREATE TABLE cdr"), bench.one(ROWS)) == (form, rows)
+    assert rows == "1=aaaa,2=AAAA" and bench.leftovers() == []
+
+
+def test_a_unique_key_may_grow(bench: Bench) -> None:
+    bench.fill(100)
+    bench.server.connection.execute(UNIQUE)
+    bench.copy(
+        "ALTER TABLE cdr MODIFY id BIGINT AUTO_INCREMENT, MODIFY note VARCHAR(80) COLLATE utf8mb4_bin",
+        "SELECT data_type = 'bigint' FROM information_schema.columns"
+        " WHERE table_schema = DATABASE() AND table_name = 'cdr' AND column_name = 'id'",
+    )
+    assert bench.one("SELECT COUNT(*) FROM cdr") == 100
+
+
+def test_what_is_written_meanwhile_is_not_cut_off_either(bench: Bench) -> None:
+    """Whatever mode the server's default is: the triggers keep the tool's."""
+    bench.fill(10)
+    bench.server.connection.execute("UPDATE cdr SET note = 'abc'")
+    refused: list[SqlError] = []
+
+    def write(name: str) -> None:
+        if name == "migrate:copied":
+            with Connection.open(bench.database) as other:
+                other.execute("SET SESSION sql_mode = ''")
+                try:
+                    other.execute("UPDATE cdr SET note = 'abcdef' WHERE id = 1")
+                except SqlError as error:
+                    refused.append(error)
+
+    mode = bench.one("SELECT @@GLOBAL.sql_mode")
+    bench.server.connection.execute("SET GLOBAL sql_mode = ''")
+    faults.arm(write)
+    try:
+        bench.copy(
+            "ALTER TABLE cdr MODIFY note VARCHAR(3)",
+            "SELECT character_maximum_length = 3 FROM information_schema.columns"
+            " WHERE table_schema = DATABASE() AND table_name = 'cdr' AND column_name = 'note'",
+        )
+    finally:
+        faults.arm(None)
+        bench.server.connection.execute("SET GLOBAL sql_mode = %s", (mode,))
+    assert refused and bench.one("SELECT note FROM cdr WHERE id = 1") == "abc"
+
+
 def test_the_tool_says_no(bench: Bench) -> None:
     bench.fill(100)
     with pytest.raises(MigrationFailed, match="pt-online-schema-change ended with") as caught:
+        bench.copy("ALTER TABLE cdr CHANGE COLUMN note remark VARCHAR(40)", "SELECT 0")
+    assert any("--check-alter failed" in line for line in caught.value.what)
+    assert bench.leftovers() == []
+
+
+def test_the_server_says_no(bench: Bench) -> None:
+    bench.fill(100)
+    with pytest.raises(SqlError, match="nothing"):
         bench.copy("ALTER TABLE cdr MODIFY COLUMN nothing BIGINT", "SELECT 0")
-    assert any("nothing" in line for line in caught.value.what)
     assert bench.leftovers() == []
 
 
@@ -395,6 +478,45 @@ def tools(database: Database) -> list[str]:
         if b"pt-online-schema-change" in words and database.database.encode() in words:
             found.append(each.parent.name)
     return found
+
+
+@pytest.mark.parametrize("user", ["ours", "billing"])
+def test_clearing_up_ends_no_session_of_an_application(bench: Bench, user: str) -> None:
+    """While the tool's trigger runs for it, its session shows the trigger's statement, which names the copy."""
+    bench.fill(10)
+    database, other = bench.database, f"b{bench.database.database}"
+    connection, new = bench.server.connection, f"`{database.database}`.`_updater_0961_new`"
+    connection.execute(f"CREATE TABLE {new} LIKE cdr")
+    connection.execute(
+        f"CREATE TRIGGER pt_osc_x_ins AFTER INSERT ON cdr FOR EACH ROW REPLACE INTO {new} (id, account, note)"
+        " VALUES (NEW.id, NEW.account, SLEEP(2))"
+    )
+    connection.execute(f"CREATE USER {other} IDENTIFIED BY %s", (database.password(),))
+    connection.execute(f"GRANT ALL ON *.* TO {other}")
+    statement = "INSERT INTO cdr (account) VALUES (1)"
+    if user == "billing":
+        statement = f"INSERT LOW_PRIORITY IGNORE INTO {new} (account) VALUES (SLEEP(2))"
+    failures: list[SqlError] = []
+
+    def use() -> None:
+        with Connection.open(replace(database, user=other if user == "billing" else database.user)) as session:
+            try:
+                session.execute(statement)
+            except SqlError as error:
+                failures.append(error)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    try:
+        wait_for(lambda: bench.one(
+            "SELECT 1 FROM information_schema.processlist WHERE info LIKE '%0961%' AND id <> CONNECTION_ID()"
+        ))  # fmt: skip
+        with suppress(SqlError):  # it may meet the lock of that session
+            clear(connection, Copy(schema=database.database, table="cdr", alter="", number=961))
+    finally:
+        thread.join()
+        connection.execute(f"DROP USER {other}")
+    assert failures == []
 
 
 def test_old_rows_beside_a_table_that_is_not_what_it_should_be(bench: Bench) -> None:

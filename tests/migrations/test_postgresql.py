@@ -411,7 +411,8 @@ def test_a_standby_is_refused_and_its_lag_is_seen(postgresql_template: Path) -> 
         where = primary.database
         (standby.directory / "pass").write_text(f"*:*:*:*:{where.password()}\n")
         (standby.directory / "pass").chmod(0o600)
-        run("chown", "postgres", standby.directory / "pass", check=False)
+        standby.data.mkdir(mode=0o700)
+        run("chown", "postgres", standby.directory / "pass", standby.data, check=False)
         run(
             "runuser", "-u", "postgres", "--", program(Engine.POSTGRESQL, "pg_basebackup"), "-D", standby.data, "-R",
             "-h", where.host, "-p", str(where.port), "-U", where.user, "-X", "stream", "-c", "fast",

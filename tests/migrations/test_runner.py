@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -242,6 +243,14 @@ def test_transaction_words_are_refused(database: Database) -> None:
     assert lab.look() == {}
 
 
+def test_an_index_without_a_name_is_refused(postgresql: Database) -> None:
+    lab = Lab(postgresql, migration(1, [TABLE, "CREATE UNIQUE INDEX CONCURRENTLY ON accounts (balance)"]))
+    with pytest.raises(MigrationFailed, match="needs a name") as caught:
+        lab.run()
+    assert "CREATE UNIQUE INDEX" in caught.value.what[0]
+    assert lab.look() == {}
+
+
 def test_a_batch(database: Database) -> None:
     lab = Lab(
         database,
@@ -256,3 +265,59 @@ def test_a_batch(database: Database) -> None:
     entry = lab.entries()[2, Direction.UP, 0]
     assert (entry.position, entry.rows, entry.detail) == ("101", 8, "8 rows")
     assert lab.run(ALL) == []
+
+
+MILLIS = "UPDATE accounts SET balance = balance * 1000 WHERE id > :low AND id <= :high"
+
+
+def cut_in_a_batch(database: Database) -> Lab:
+    """A batch over 40 rows, with a way back, that was stopped behind the first 20."""
+    lab = Lab(
+        database,
+        migration(1, [TABLE, *[f"INSERT INTO accounts VALUES ({n}, {n})" for n in range(1, 41)]]),
+        migration(2, [batch("accounts", MILLIS)], [batch("accounts", MILLIS.replace("*", "/"))]),
+    )
+    lab.run(migrations=lab.migrations[:1])
+    lab.migrations[1] = replace(lab.migrations[1], up=(batch("accounts", MILLIS, pause=40.0),))
+    with pytest.raises(MigrationStopped):
+        lab.run(clock=Hands())
+    assert lab.entries()[2, Direction.UP, 0].rows == 20
+    return lab
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_how_far_a_batch_is_nobody_has_to_say(database: Database, done: bool) -> None:
+    lab = cut_in_a_batch(database)
+    with pytest.raises(MigrationFailed, match="nothing to settle") as caught:
+        lab.runner().settle(2, Direction.UP, 0, done=done)
+    assert "the ledger knows" in caught.value.what[0]
+    lab.run(clock=Hands(), limits=Limits(deadline=600))
+    assert lab.sql("SELECT min(balance / id), max(balance / id) FROM accounts") == [(1000, 1000)]
+
+
+def test_what_is_one_with_its_record_nobody_has_to_settle(sqlite: Database) -> None:
+    lab = Lab(sqlite, migration(1, [TABLE]))
+    lab.run()
+    lab.sql("UPDATE updater_migrations SET state = 'started'", "DROP TABLE accounts")
+    with pytest.raises(MigrationFailed, match="nothing to settle"):
+        lab.runner().settle(1, Direction.UP, 0, done=True)
+    assert lab.run() == ["0001-m1"]
+
+
+def test_a_half_done_migration_is_not_taken_back_over_rows_it_never_changed(database: Database) -> None:
+    lab = cut_in_a_batch(database)
+    whole = lab.look()
+    with pytest.raises(RollbackRefused, match="not all") as caught:
+        lab.undo(*lab.migrations[1:])
+    assert caught.value.what == ("0002-m2: is done by half, and its way back (down) changes rows",)
+    assert caught.value.next[0].startswith("updater migrate run --phase non-blocking ")
+    assert lab.look() == whole
+    lab.run(clock=Hands(), limits=Limits(deadline=600))
+    assert lab.undo(*lab.migrations[1:]) == ["0002-m2"]
+    assert lab.sql("SELECT min(balance / id), max(balance / id) FROM accounts") == [(1, 1)]
+
+
+def test_a_half_done_migration_whose_way_back_changes_no_rows_is_taken_back(database: Database) -> None:
+    lab = cut_in_a_batch(database)
+    lab.migrations[1] = replace(lab.migrations[1], down=migration(2, [], ["DROP TABLE accounts"]).down)
+    assert lab.undo(*lab.migrations[1:]) == ["0002-m2"]

@@ -47,11 +47,12 @@ def test_a_copy_of_a_template_starts_quickly_and_leaves_nothing(
     with scratch_server(engine, template=source) as server:
         seconds = time.monotonic() - begun
         pid, directory = server.pid, server.directory
-        mode = directory.stat().st_mode
+        modes = [path.stat().st_mode for path in (server.own, server.data, directory / "password")]
+        modes.append(directory.stat().st_mode & ~0o010)  # the group of the server's user may enter
         with Connection.open(server.database) as connection:
             assert connection.one("SELECT 1") == (1,)
     assert seconds < 10  # about 1 s on an idle machine
-    assert mode & 0o077 == 0
+    assert not any(mode & 0o077 for mode in modes)
     assert not alive(pid) and not directory.exists()
 
 
@@ -140,6 +141,28 @@ def test_nothing_is_left_when_we_are_killed(engine: Engine, template: Callable[[
     while (alive(int(pid)) or Path(directory).exists()) and time.monotonic() < until:
         time.sleep(0.02)
     assert not alive(int(pid)) and not Path(directory).exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has others to fear")
+@pytest.mark.parametrize("engine", SERVERS, ids=str)
+def test_root_writes_nowhere_where_the_servers_user_may_put_a_link(
+    engine: Engine, template: Callable[[Engine], Path], tmp_path: Path
+) -> None:
+    victim = tmp_path / "shadow"
+    victim.write_text("root's own")
+    user = "mysql" if engine is Engine.MARIADB else "postgres"
+    with scratch_server(engine, template=template(engine)) as server:
+        secret = server.database.password()
+        assert server.own.owner() == server.data.owner() == user
+        for path in (server.directory, server.log, server.directory / "password"):
+            assert path.owner() == "root" and path.stat().st_mode & 0o022 == 0
+            link = f"rm -rf {path}; ln -sfn {victim} {path}"
+            subprocess.run(["runuser", "-u", user, "--", "sh", "-c", link], stderr=subprocess.DEVNULL)
+            assert not path.is_symlink()
+        server.stop()
+        server.start()
+        assert server.database.password() == secret
+    assert victim.read_text() == "root's own" and victim.owner() == "root"
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import sqlite3
 import stat
+import subprocess
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +63,7 @@ def restored(snapshot: Snapshot, source: Database, tmp_path: Path) -> int:
     with scratch_server(source.engine, template=source.password_file.parent, empty=True) as server:
         shutil.copytree(snapshot.data, server.data)
         server.data.chmod(0o700)
-        owner = server.directory.stat()
+        owner = server.own.stat()
         for path in (server.data, *server.data.rglob("*")):
             os.chown(path, owner.st_uid, owner.st_gid)
         server.start()
@@ -223,6 +228,75 @@ def test_a_damaged_sqlite_file(sqlite: Database, target: Path) -> None:
     with pytest.raises(DatabaseFailed):
         take(sqlite, target, label="a", report=QUIET)
     assert list(target.iterdir()) == []
+
+
+def test_the_steps_to_restore_take_away_what_a_kill_left(sqlite: Database, target: Path) -> None:
+    """A hot journal would be rolled into whatever file stands beside it."""
+    fill(sqlite, 5000)
+    made = take(sqlite, target, label="a", report=QUIET)
+    assert sqlite.path is not None
+    with closing(sqlite3.connect(sqlite.path, isolation_level=None)) as killed:
+        killed.execute("PRAGMA cache_size = 5")
+        killed.execute("BEGIN")
+        killed.execute("UPDATE cdr SET note = 'overwritten, and longer than it was'")
+        left = [Path(f"{sqlite.path}{ending}") for ending in ("", "-journal")]
+        for path in left:
+            shutil.copy(path, target / path.name)
+    for path in left:
+        (target / path.name).rename(path)
+    assert made.restore[0] == "stop what uses the database"
+    for step in made.restore[1:]:
+        subprocess.run(["sh", "-c", step], check=True)
+    with Connection.open(sqlite) as connection:
+        assert connection.one("PRAGMA integrity_check") == ("ok",)
+    assert rows(sqlite) == 5000
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_a_locked_sqlite_file_is_given_up(sqlite: Database, target: Path, interrupted: bool) -> None:
+    """At the deadline, or at Ctrl-C; not when whoever holds it lets go."""
+    fill(sqlite)
+    assert sqlite.path is not None
+    begun = time.monotonic()
+    with closing(sqlite3.connect(sqlite.path, isolation_level=None)) as holder:
+
+        def hold(name: str) -> None:
+            if name == "snapshot:begun":
+                holder.execute("BEGIN EXCLUSIVE")
+                if interrupted:
+                    signal.setitimer(signal.ITIMER_REAL, 0.3)
+
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        faults.arm(hold)
+        try:
+            with pytest.raises(KeyboardInterrupt if interrupted else DatabaseFailed) as caught:
+                take(sqlite, target, label="a", report=QUIET, deadline=60 if interrupted else 0.5)
+        finally:
+            faults.arm(None)
+            signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - begun < 8
+    assert interrupted or "did not end within 0.5 s" in str(caught.value)
+    assert list(target.iterdir()) == []
+
+
+def test_a_backup_in_many_pieces_is_of_one_moment(
+    sqlite: Database, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("migrations.snapshot_ways.PAGES", 1)
+    fill(sqlite, 5000)
+    assert sqlite.path is not None
+    with closing(sqlite3.connect(sqlite.path)) as mode:
+        mode.execute("PRAGMA journal_mode = WAL")
+
+    def write(connection: Connection, number: int) -> None:
+        with connection.transaction():
+            connection.execute("UPDATE cdr SET note = %s", (f"all {number}",))
+
+    with writers(sqlite, write, count=1):
+        made = take(sqlite, target, label="a", report=QUIET)
+    with closing(sqlite3.connect(made.data)) as copy:
+        assert copy.execute("SELECT COUNT(DISTINCT note), COUNT(*) FROM cdr").fetchone() == (1, 5000)
+        assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 def test_every_and_remove(sqlite: Database, target: Path) -> None:

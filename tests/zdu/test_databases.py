@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
@@ -204,6 +205,52 @@ def test_a_main_database_that_never_rests_is_no_place_to_hold_at(both: Pair) -> 
 
 
 @real
+def test_a_controller_that_is_to_end_waits_no_longer(both: Pair) -> None:
+    asked: list[float] = []
+
+    def check() -> None:
+        asked.append(time.monotonic())
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+
+    with Connection.open(both.here.database) as blocker:
+        blocker.execute("BEGIN")
+        blocker.execute("SELECT * FROM scratch.accounts WHERE id = 1 FOR UPDATE")
+        both.on_main("UPDATE scratch.accounts SET balance = 1 WHERE id = 1")
+        driver = MariaReplica("B", both.here.database, both.main.database, timeout=60, check=check)
+        with pytest.raises(KeyboardInterrupt):
+            driver.hold()
+        assert asked[-1] - asked[0] < 30
+        blocker.execute("ROLLBACK")
+    assert both.driver.status().replicates is True
+
+
+@real
+@pytest.mark.parametrize("act", ["hold", "join"])
+def test_a_controller_that_lost_the_installation_leaves_the_replica_alone(both: Pair, act: str) -> None:
+    """It slept before it stopped the replica. Another one has held it since, and migrates the main database."""
+    asked: list[str] = []
+
+    def check() -> None:
+        asked.append("")
+        if len(asked) > 3:
+            raise KeyboardInterrupt
+        if len(asked) == 3:
+            both.driver.hold()
+            both.on_main("ALTER TABLE scratch.accounts ADD COLUMN note TEXT")
+
+    if act == "join":
+        both.driver.hold()
+        asked += [""] * 3
+    driver = MariaReplica("B", both.here.database, both.main.database, timeout=5, check=check)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(driver, act)()
+    assert both.driver.status().replicates is False
+    columns = "SELECT count(*) FROM information_schema.columns WHERE table_name = 'accounts' AND column_name = 'note'"
+    assert both.value(both.here, columns) == 0
+
+
+@real
 def test_the_main_database_is_away(both: Pair) -> None:
     both.main.kill()
     until(lambda: both.driver.status().replicates is None)
@@ -320,7 +367,7 @@ def test_seeding_a_replica_anew(both: Pair, mariadb_template: Path, tmp_path: Pa
     secret.write_text(f"[client]\nuser={both.main.database.user}\npassword={both.main.database.password()}\n")
     secret.chmod(0o600)
     target = tmp_path / "backup"
-    where = f"--socket={both.main.directory / 's'}"
+    where = f"--socket={both.main.own / 's'}"
     how = ["mariadb-backup", f"--defaults-file={secret}", f"--target-dir={target}"]
     run(*how, "--backup", where, f"--datadir={both.main.data}", timeout=120)
     both.on_main("INSERT INTO scratch.xdrs (account) VALUES (21)", "FLUSH BINARY LOGS")
@@ -328,7 +375,7 @@ def test_seeding_a_replica_anew(both: Pair, mariadb_template: Path, tmp_path: Pa
     info = next(target / name for name in INFO if (target / name).exists())
     with scratch_server(Engine.MARIADB, template=mariadb_template, tcp=True, options=options(3), empty=True) as fresh:
         shutil.copytree(target, fresh.data)
-        run("chown", "-R", f"--reference={fresh.directory}", fresh.data)
+        run("chown", "-R", f"--reference={fresh.own}", fresh.data)
         fresh.start()
         follow(fresh.database, both.main.database, position_of(info.read_text()))
         driver = MariaReplica("B", fresh.database, both.main.database, timeout=20)

@@ -23,12 +23,21 @@ def status(
 
     Example: updater migrate status --pending
     """
+    _show(pending)
+
+
+def _show(pending: bool, *phases: Phase) -> None:
+    """The migrations (of these phases, if any is given), as a table or as JSON."""
     from updater.cli.screen import local
     from updater.migrate_verbs import choose, lines
 
     with opened() as (node, _):
         chosen = choose(node)
-        found = [line for line in lines(node, chosen) if not pending or line.progress != "done"]
+        found = [
+            line
+            for line in lines(node, chosen)
+            if (not pending or line.progress != "done") and (not phases or line.phase in phases)
+        ]
     if settings.json:
         print_json({"release": str(chosen.release), "migrations": [line.as_json() for line in found]})
         return
@@ -49,7 +58,8 @@ def status(
         ]
     )
     if not found:
-        print("nothing is pending" if pending else "it has no migrations")
+        where = f" in phase {phases[0]}" if phases else ""
+        print(f"nothing is pending{where}" if pending else "it has no migrations")
 
 
 @app.command()
@@ -58,7 +68,7 @@ def plan() -> None:
 
     Example: updater migrate plan --json
     """
-    status(pending=True)
+    _show(True)
 
 
 @app.command()
@@ -74,7 +84,7 @@ def run(
     Example: updater migrate run --phase cleanup
     """
     if dry_run:
-        status(pending=True)
+        _show(True, phase)
         return
     from updater.migrate_verbs import run_phase
 
