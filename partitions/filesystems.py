@@ -1,8 +1,9 @@
-"""Which filesystem the first bytes of a device belong to, and how large it says it is."""
+"""Which filesystem the first bytes of a device belong to, how large it says it is, and what of that it uses."""
 
 from __future__ import annotations
 
 import os
+import re
 import struct
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,6 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 from core.errors import DeviceFailed
+from core.run import run
 
 #: How much of a device `identify` wants to see: btrfs keeps its superblock at 64 KiB.
 HEAD = 0x10000 + 0x1000
@@ -64,6 +66,26 @@ def filesystem_size(device: Path) -> int | None:
     """Bytes that the filesystem on the device says it has; None where there is none that we know."""
     found = filesystem_of(device)
     return found.size if found else None
+
+
+def free_space(device: Path) -> list[range]:
+    """The bytes that an ext4 filesystem on the device does not use, as ranges in order. None of another filesystem, nor
+    of one that is too damaged to tell: all of it counts as used. Raises DeviceFailed, CommandFailed.
+    """
+    found = filesystem_of(device)
+    if found is None or found.type is not FsType.EXT4:
+        return []
+    told = run("dumpe2fs", device, check=False, timeout=600)
+    block = re.search(r"^Block size: +([0-9]+)$", told.stdout, re.MULTILINE)
+    if told.code != 0 or block is None:
+        return []
+    size = int(block[1])
+    free = []
+    for line in re.findall(r"^  Free blocks: (.+)$", told.stdout, re.MULTILINE):
+        for span in line.split(", "):
+            first, _, last = span.partition("-")
+            free.append(range(int(first) * size, (int(last or first) + 1) * size))
+    return free
 
 
 def _text(raw: bytes) -> str:

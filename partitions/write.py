@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,18 +149,22 @@ def matches_image(image: Image, device: Path, *, threads: int | None = None) -> 
     return True
 
 
-def seal(device: Path, size: int, *, rate_limit: int = 0, threads: int | None = None) -> str:
+def seal(
+    device: Path, size: int, *, free: Iterable[range] = (), rate_limit: int = 0, threads: int | None = None
+) -> str:
     """The identity, in hex, of the first `size` bytes of the device as they are now: BLAKE3 over the size (8 bytes,
     big endian) and the BLAKE3 of each MiB, as an image's `content`. Tells later whether anything has changed.
 
+    A MiB that lies within `free` (see `filesystems.free_space`) is not read, and counts as 32 zero bytes.
     Raises DeviceFailed, also when the device is shorter.
     """
-    digests = [b""] * -(-size // SEAL_CHUNK)
+    digests = [bytes(32)] * -(-size // SEAL_CHUNK)
+    skipped = {chunk for part in free for chunk in range(-(-part.start // SEAL_CHUNK), part.stop // SEAL_CHUNK)}
 
     def note(chunk: int, data: memoryview) -> None:
         digests[chunk] = _blake3(data)
 
-    _read_chunks(device, size, SEAL_CHUNK, note, rate_limit, threads)
+    _read_chunks(device, size, SEAL_CHUNK, note, rate_limit, threads, skipped)
     return _blake3(size.to_bytes(8, "big") + b"".join(digests)).hex()
 
 
@@ -237,8 +241,11 @@ def _read_chunks(
     use: Callable[[int, memoryview], None],
     rate_limit: int,
     threads: int | None,
+    skipped: Container[int] = (),
 ) -> None:
-    """Read `size` bytes past the page cache in parallel, and call `use` with each chunk's number and bytes."""
+    """Read `size` bytes past the page cache in parallel, and call `use` with each chunk's number and bytes, but for
+    those `skipped`.
+    """
     stopped = threading.Event()
     pace = Pace(rate_limit, stopped)
     with Direct(device, write=False) as source:
@@ -253,4 +260,5 @@ def _read_chunks(
 
             return handle
 
-        each(range(-(-size // chunk_size)), worker, threads=threads or _threads(), stopped=stopped)
+        chunks = (chunk for chunk in range(-(-size // chunk_size)) if chunk not in skipped)
+        each(chunks, worker, threads=threads or _threads(), stopped=stopped)

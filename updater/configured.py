@@ -17,7 +17,7 @@ from updater import configuring
 from updater.checks import Check, examine, none_open
 from updater.execution import locked
 from updater.node import Node
-from updater.staging import seal_holds, seal_of
+from updater.staging import seal_holds, seal_now
 
 
 def applied_since(node: Node, slot: Slot) -> Saved | None:
@@ -96,7 +96,7 @@ def _write(node: Node, slot: Slot, *, undo: bool = False) -> configuring.Report:
     point("configuration-again:rendered")
     # What was taken back stays so: the operator has seen what the configuration makes of these files.
     rendered = (record.get("rendered") or {}) if undo else done.rendered
-    node.journal.set_slot(slot, record | {"rendered": rendered, "seal": seal_of(node, slot, record["seal_size"])})
+    node.journal.set_slot(slot, record | {"rendered": rendered} | seal_now(node, slot, record["seal_size"]))
     return done
 
 

@@ -20,7 +20,7 @@ from patches.kept_record import changed_since
 from patches.registry import Kind, Registry
 from updater.layout import running_root
 from updater.node import Node
-from updater.staging import seal_holds, seal_of
+from updater.staging import seal_holds, seal_now
 
 
 def _book(node: Node, slot: Slot) -> Path:
@@ -111,7 +111,7 @@ class CopyAgain:
         record = self.node.journal.slot(self.slot)
         said = copy_again(self.node, self.slot, Release.parse(record["release"]), record.get("without", ()))
         point("files-again:copied")
-        self.node.journal.set_slot(self.slot, record | {"seal": seal_of(self.node, self.slot, record["seal_size"])})
+        self.node.journal.set_slot(self.slot, record | seal_now(self.node, self.slot, record["seal_size"]))
         return said
 
     def undo(self, facts: Facts) -> None:

@@ -13,6 +13,7 @@ from updater.execution import Outcome, execute, locked, reporting
 from updater.health import wait_healthy
 from updater.hooks import run_hooks
 from updater.node import Node
+from updater.staging import SEAL
 from updater.switching import Flip, flipped_in_this_boot, health_environment, restore_data
 from updater.upgrade import open_bundle, steps_of
 
@@ -198,5 +199,5 @@ def _give_up_slot(node: Node, run: Run) -> None:
 
 def _unseal(node: Node, slot: Slot, **facts: str) -> None:
     """The slot has been booted, or tried: its bytes are no longer those that were sealed."""
-    record = {key: value for key, value in node.journal.slot(slot).items() if key not in ("seal", "seal_size")}
+    record = {key: value for key, value in node.journal.slot(slot).items() if key not in SEAL}
     node.journal.set_slot(slot, record | facts)

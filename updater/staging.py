@@ -17,12 +17,34 @@ from images.read import Bundle
 from partitions import disks, mounts, slots, write
 from partitions.boot.backend import open_backend
 from partitions.boot.state import Slot, SlotState, mark_bad
+from partitions.filesystems import filesystem_size, free_space
 from patches.files import copy_into
 from updater import catalogues, configuring, pristine
 from updater.layout import boot_layout
 from updater.node import Node
 from updater.progress import note_progress
 from updater.unpacking import keep_section
+
+#: What a slot's record says of its seal. `seal_of`: of which of the first `seal_size` bytes; not there: of all.
+SEAL = ("seal", "seal_size", "seal_of")
+_USED = "what the filesystem uses"
+
+
+def seal_now(node: Node, slot: Slot, image_size: int, rate_limit: int = 0) -> Facts:
+    """The slot's seal as it is now: of all that its filesystem uses, which is more than the image where it was grown.
+    Raises DeviceFailed.
+    """
+    device = node.device(slot)
+    size = max(image_size, filesystem_size(device) or 0)
+    seal = write.seal(device, size, free=free_space(device), rate_limit=rate_limit)
+    return {"seal": seal, "seal_size": size, "seal_of": _USED}
+
+
+def seal_holds(node: Node, slot: Slot, rate_limit: int = 0) -> bool:
+    """Whether the bytes that staging sealed are still the ones on the slot's device. Raises DeviceFailed."""
+    record, device = node.journal.slot(slot), node.device(slot)
+    free = free_space(device) if record.get("seal_of") == _USED else ()
+    return write.seal(device, record["seal_size"], free=free, rate_limit=rate_limit) == record["seal"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +61,7 @@ class Target:
     packages: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     fingerprint: str = ""
+    _held: set[str] = field(default_factory=set, compare=False, repr=False)
 
     @cached_property
     def device(self) -> Path:
@@ -50,18 +73,11 @@ class Target:
         record = self.node.journal.slot(self.slot)
         if record.get("content") != self.bundle.manifest.image.content or "seal" not in record:
             return False
-        return seal_holds(self.node, self.slot)
-
-
-def seal_of(node: Node, slot: Slot, size: int, rate_limit: int = 0) -> str:
-    """The identity of the first `size` bytes of the slot as they are now. Raises DeviceFailed."""
-    return write.seal(node.device(slot), size, rate_limit=rate_limit)
-
-
-def seal_holds(node: Node, slot: Slot) -> bool:
-    """Whether the bytes that staging sealed are still the ones on the slot's device. Raises DeviceFailed."""
-    record = node.journal.slot(slot)
-    return bool(seal_of(node, slot, record["seal_size"]) == record["seal"])
+        if record["seal"] not in self._held:  # each step asks, and only they write to the slot
+            if not seal_holds(self.node, self.slot, self.rate_limit):
+                return False
+            self._held.add(record["seal"])
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +277,7 @@ class Seal(_SlotStep):
         catalogues.keep(self.target.node, self.target.slot, self.target.bundle)
         templates = configuring.templates_of(self.target.node.config, self.target.slot)
         keep_section(self.target.bundle, configuring.SECTION, templates)
-        seal = seal_of(self.target.node, self.target.slot, manifest.image.size, self.target.rate_limit)
+        seal = seal_now(self.target.node, self.target.slot, manifest.image.size, self.target.rate_limit)
         held = self.target.node.journal.slot(self.target.slot)
         self.target.node.journal.set_slot(
             self.target.slot,
@@ -271,8 +287,7 @@ class Seal(_SlotStep):
                 "content": manifest.image.content,
                 "manifest": manifest.identity,
                 "filesystem": manifest.image.filesystem,
-                "seal": seal,
-                "seal_size": manifest.image.size,
+                **seal,
                 "written": datetime.now(UTC).isoformat(timespec="seconds"),
                 "signers": list(self.target.bundle.signers),
                 "source": self.target.source,

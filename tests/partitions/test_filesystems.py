@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import DeviceFailed
-from partitions.filesystems import HEAD, FsType, filesystem_of, filesystem_size, identify
+from partitions.filesystems import HEAD, FsType, filesystem_of, filesystem_size, free_space, identify
 
 UUID = "3e6be9de-8139-4a1f-8d2b-5a1d6f1c0a11"
 MIB = 1 << 20
@@ -41,6 +42,34 @@ def test_real_filesystems(tmp_path: Path, name: str) -> None:
     assert found is not None
     assert (found.type, found.size, found.uuid, found.label) == (kind, size, UUID, "root")
     assert filesystem_size(tmp_path / "fs") == size
+
+
+@pytest.mark.parametrize("name", ["ext4", "ext4-1k"])
+def test_what_is_free_holds_nothing(tmp_path: Path, name: str) -> None:
+    """Noise in all that is said to be free changes no file, and e2fsck finds nothing wrong."""
+    _, size, argv = MAKERS[name]
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for number in range(40):
+        (tree / f"f{number}").write_bytes(bytes([number]) * 200_000)
+    device = make([*argv[:-1], "-d", str(tree), argv[-1]], tmp_path / "fs", size)
+    free = free_space(device)
+    assert size * 0.5 < sum(len(part) for part in free) < size - 40 * 200_000
+    assert all(one.stop <= two.start for one, two in pairwise(free))
+    with device.open("r+b") as out:
+        for part in free:
+            out.seek(part.start)
+            out.write(b"noise" * (len(part) // 5))
+    assert subprocess.run(["e2fsck", "-f", "-n", device], check=False, capture_output=True).returncode == 0
+    for number in range(40):
+        said = subprocess.run(["debugfs", "-R", f"cat /f{number}", device], check=True, capture_output=True)
+        assert said.stdout == bytes([number]) * 200_000
+
+
+@pytest.mark.parametrize("name", ["xfs", "btrfs"])
+def test_nothing_counts_as_free_where_nobody_says_so(tmp_path: Path, name: str) -> None:
+    _, size, argv = MAKERS[name]
+    assert free_space(make(argv, tmp_path / "fs", size)) == []
 
 
 def test_squashfs(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def test_mountinfo_round_trip(point: str, source: str, optional: list[str]) -> N
             options=("rw", "noatime"),
             fstype="ext3",
             source=source,
+            super_options=("rw", "errors=continue"),
         )
     ]
 

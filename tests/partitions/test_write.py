@@ -154,6 +154,23 @@ def test_seal_is_the_content_identity(tmp_path: Path) -> None:
     assert seal(file, len(data)) == blake3(len(data).to_bytes(8, "big") + digests).hexdigest()
 
 
+def test_seal_leaves_out_whole_chunks_that_are_free(tmp_path: Path) -> None:
+    file = tmp_path / "slot.img"
+    file.write_bytes(bytes(range(256)) * (8 * MIB // 256))
+    free = [range(1 * MIB + 7, 3 * MIB + 7), range(5 * MIB, 6 * MIB)]  # of these the third and the sixth MiB
+    sealed = seal(file, 8 * MIB, free=free)
+    for chunk in range(8):
+        with file.open("r+b") as out:
+            out.seek(chunk * MIB + 100)
+            before = out.read(1)
+            out.seek(chunk * MIB + 100)
+            out.write(b"?")
+            out.flush()
+            assert (seal(file, 8 * MIB, free=free) == sealed) == (chunk in (2, 5)), chunk
+            out.seek(chunk * MIB + 100)
+            out.write(before)
+
+
 def test_seal_of_more_than_there_is(tmp_path: Path) -> None:
     file = tmp_path / "slot.img"
     file.write_bytes(bytes(MIB))

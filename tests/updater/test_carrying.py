@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,14 +12,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from core.errors import Busy, ConfigError, ModificationConflict, WrongState
+from core.errors import Busy, ConfigError, DeviceFailed, ModificationConflict, WrongState
 from core.files import exclusive_lock
+from partitions.filesystems import free_space
 from patches.lifetime import Lifetime
 from patches.registry import Kind, Registry
 from tests.patches.rpmlab import plain_root, prepared_root, rpms
 from tests.templates.configlab import SCHEMA, section
 from tests.updater.crash import die_at, in_child, points
-from tests.updater.lab import ROOMY, Lab, attempt, copy_sandbox, do, look
+from tests.updater.lab import IMAGE, ROOMY, Lab, attempt, copy_sandbox, do, look
 from updater.cli.main import app
 from updater.execution import Plan
 from updater.node import open_node
@@ -444,3 +446,34 @@ def test_death_while_packages_are_installed(rpm_node: Path, rpm_release: Path, r
         assert in_child(lambda dead=dead: do(dead, "resume")) == "done", name  # type: ignore[misc]
         assert is_sound(dead) and in_slot(dead, "/opt/probe") == "probe 1\n"
         shutil.rmtree(dead.parent)
+
+
+# -- the seal
+
+
+def test_the_seal_holds_all_that_the_slot_uses_and_nothing_that_is_free(lab: Lab, place: Path) -> None:
+    """Also what was carried in behind the end of the image, where the filesystem was grown."""
+    size = 8 * IMAGE
+    config = lab.sandbox(place / "node", slot=size)
+    (config.parent / "root/opt").mkdir(parents=True)
+    (config.parent / "root/opt/large").write_bytes(random.Random(1).randbytes(IMAGE * 3 // 2))
+    with Registry.of(config.parent / "data") as registry:
+        keep(registry, "/opt/large")
+    assert do(config, "stage", lab.bundle("MR96-1")) == "done"
+    slot = config.parent / "slots/b.img"
+    free = free_space(slot)
+    behind = [at for at in range(IMAGE, size, 1024) if not any(at in part for part in free)]
+    assert len(behind) > 100
+    for at, holds in ((behind[-1], False), (next(part for part in free if len(part) > 2 * IMAGE).start + IMAGE, True)):
+        with slot.open("r+b") as image:
+            image.seek(at)
+            before = image.read(1)
+            image.seek(at)
+            image.write(bytes([before[0] ^ 1]))
+        assert (look(config)["records"]["b"]["seal"] == "holds") is holds, at
+        if not holds:
+            with pytest.raises(DeviceFailed, match="no longer what was staged"):
+                do(config, "activate")
+            with slot.open("r+b") as image:
+                image.seek(at)
+                image.write(before)
