@@ -49,7 +49,13 @@ _MARIADB: Final = (
     "--skip-log-bin",
     "--character-set-server=utf8mb4",
 )
-_POSTGRESQL: Final = ("shared_buffers=32MB", "max_connections=50", "autovacuum_naptime=5s", "log_statement=none")
+_POSTGRESQL: Final = (
+    "shared_buffers=32MB",
+    "max_connections=50",
+    "autovacuum_naptime=5s",
+    "log_statement=none",
+    "dynamic_shared_memory_type=mmap",  # files in its data directory: in /dev/shm they would stay after a SIGKILL
+)
 
 
 class ScratchServer:

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -33,14 +34,21 @@ _MEMORY = Path("/dev/shm")
 _ROOM = 8 << 30
 
 
-def pytest_configure() -> None:
-    """Temporary files are in memory where there is room: what is under test syncs after each step, databases after each
-    transaction, and waiting for a disk would take as long as all the rest. No power is cut under these files.
+def pytest_configure(config: pytest.Config) -> None:
+    """Temporary files are in one directory, with what killed processes leave, and it goes at the end. It is in memory
+    where there is room: what is under test syncs after each step, databases after each transaction, and waiting for a
+    disk would take as long as all the rest. No power is cut under these files.
 
     Tests send Ctrl-C to programs. These would inherit our deafness where we were started in the background.
     """
-    if "TMPDIR" not in os.environ and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM:
-        os.environ["TMPDIR"] = str(_MEMORY)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        roomy = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM
+        place = Path(tempfile.mkdtemp(prefix="ut-", dir=_MEMORY if roomy else None))
+        place.chmod(0o1777)
+        config.add_cleanup(lambda: shutil.rmtree(place, ignore_errors=True))
+        os.environ["TMPDIR"] = str(place)
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(place.parent))  # tests that failed keep theirs
+    tempfile.tempdir = None  # pytest has asked for it already
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

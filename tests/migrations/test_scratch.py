@@ -172,6 +172,11 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.next == ("apt-get install mariadb-server",)
 
 
+def test_what_postgresql_shares_goes_with_its_directory(template: Callable[[Engine], Path]) -> None:
+    with scratch_server(Engine.POSTGRESQL, template=template(Engine.POSTGRESQL)) as server:
+        assert any((server.data / "pg_dynshmem").iterdir())
+
+
 def test_a_template_goes_too() -> None:
     with make_template(Engine.POSTGRESQL) as template:
         assert (template / "data" / "PG_VERSION").is_file()
