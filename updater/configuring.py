@@ -10,6 +10,7 @@ from typing import Any
 
 from core.errors import ModificationConflict, WrongState
 from core.journal import Facts
+from partitions.boot.state import Slot
 from templates import check, manifest
 from templates.history import History
 from templates.manifest import Shipped
@@ -33,7 +34,7 @@ class Place:
 
     root: Path
     history: History
-    slot: str
+    slot: Slot
     running: bool
 
 
@@ -111,13 +112,13 @@ def running_place(config: NodeConfig) -> Place:
     return replace(in_slot(config, machine_of(config).booted_slot(), top), running=config.machine == "host")
 
 
-def directory_place(config: NodeConfig, root: Path, slot: str) -> Place:
+def directory_place(config: NodeConfig, root: Path, slot: Slot) -> Place:
     """Any directory, to render into with the templates of the release in the slot."""
     name = str(root.resolve()).strip("/").replace("/", "-") or "root"
     return Place(root=root, history=History(config.data / "rendered" / f"at-{name}"), slot=slot, running=False)
 
 
-def in_slot(config: NodeConfig, slot: str, root: Path) -> Place:
+def in_slot(config: NodeConfig, slot: Slot, root: Path) -> Place:
     """A slot that does not run, mounted at `root`."""
     return Place(root=root, history=History(config.data / "rendered" / slot), slot=slot, running=False)
 
@@ -146,13 +147,14 @@ def render_into(
     where: Place,
     store: Store,
     *,
+    release: str,
     tree: Tree | None = None,
     version: int = 0,
     shipped: Shipped | None = None,
-    release: str = "",
     dry_run: bool = False,
 ) -> Report:
-    """Render into the place, and have the running units take notice. `tree`: in place of the active configuration.
+    """Render into the place, and have the running units take notice. `release`: what is there, for the templates
+    (empty: not known). `tree`: in place of the active configuration.
 
     Raises WrongState when none was ever applied, ModificationConflict when something does not fit (nothing is written).
     """

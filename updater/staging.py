@@ -44,7 +44,7 @@ def seal_holds(node: Node, slot: Slot, rate_limit: int = 0) -> bool:
     """Whether the bytes that staging sealed are still the ones on the slot's device. Raises DeviceFailed."""
     record, device = node.journal.slot(slot), node.device(slot)
     free = free_space(device) if record.get("seal_of") == _USED else ()
-    return write.seal(device, record["seal_size"], free=free, rate_limit=rate_limit) == record["seal"]
+    return bool(write.seal(device, record["seal_size"], free=free, rate_limit=rate_limit) == record["seal"])
 
 
 @dataclass(frozen=True, kw_only=True)

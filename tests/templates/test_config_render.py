@@ -417,10 +417,10 @@ def test_units_are_told_again_where_telling_them_failed(tmp_path: Path, monkeypa
     with Store.open(configuring.store_path(config)) as store:
         store.apply(store.clone(None, Author(who="me")).version, Author(who="me"))
         with pytest.raises(CommandFailed):
-            configuring.render_into(config, where, store)
-        assert configuring.render_into(config, where, store).faults
+            configuring.render_into(config, where, store, release="MR95-1")
+        assert configuring.render_into(config, where, store, release="MR95-1").faults
         for _ in range(2):
-            assert not configuring.render_into(config, where, store).faults
+            assert not configuring.render_into(config, where, store, release="MR95-1").faults
     assert told[0] == told[1] == told[2] != () and told[3] == ()
 
 

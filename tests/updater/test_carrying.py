@@ -315,7 +315,7 @@ def test_the_first_configuration_is_rendered_with_the_staged_releases_own_templa
     assert "\nport 22 of MR96-1\n" in str(in_slot(node, "/etc/app"))
     apply(node, ("app.port", "7"))  # the booted release knows its options
     updater(node, "render")
-    assert "\nport 7 of " in (node.parent / "root/etc/app").read_text()
+    assert "\nport 7 of MR96-1\n" in (node.parent / "root/etc/app").read_text()
 
 
 def test_a_configuration_that_does_not_fit_the_staged_release_stops_activate(node: Path, lab: Lab) -> None:

@@ -160,7 +160,7 @@ def _apply(
 ) -> Report | None:
     """Look whether everything will fit; then make it the active one and render. `received`: not in the store yet."""
     from templates.store import digest
-    from updater.cli.config_common import shipped_here
+    from updater.cli.config_common import release_in, shipped_here
     from updater.configuring import author, fitted, render_into, running_place
 
     tree = received or store.tree(saved.version)
@@ -173,7 +173,8 @@ def _apply(
             _say(f"{saved.name} is active; nothing was rendered here", saved)
         return None
     place = running_place(config)
-    trial = render_into(config, place, store, tree=tree, version=saved.version, dry_run=True)
+    release = release_in(place.slot)
+    trial = render_into(config, place, store, release=release, tree=tree, version=saved.version, dry_run=True)
     if dry_run:
         _show_report(trial, f"{saved.name} fits", saved)
         return trial
@@ -181,7 +182,7 @@ def _apply(
         store.receive(saved.version, received, author(reason))
     elif saved.is_draft or not saved.active:
         store.apply(saved.version, author(reason), expected=digest(tree), secrets=secrets)
-    report = render_into(config, place, store, tree=tree, version=saved.version)
+    report = render_into(config, place, store, release=release, tree=tree, version=saved.version)
     _show_report(report, f"{saved.name} is active", saved)
     return report
 

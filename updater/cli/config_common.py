@@ -12,6 +12,7 @@ import typer
 from updater.cli.context import config_path, interruptible, print_json, settings
 
 if TYPE_CHECKING:
+    from partitions.boot.state import Slot
     from templates.manifest import Shipped
     from templates.store import Saved, Store
     from templates.tree import Place, Target, Tree
@@ -44,6 +45,14 @@ def shipped_here(config: NodeConfig, templates: Path | None = None) -> Shipped:
     from updater.machine import machine_of
 
     return manifest.load(templates) if templates else shipped_with(config, machine_of(config).booted_slot())
+
+
+def release_in(slot: Slot) -> str:
+    """The release in a slot, as templates are told it: empty where it is not known."""
+    from updater.node import open_node
+
+    with open_node(config_path()) as node:
+        return str(node.release(slot) or "")
 
 
 def chosen(store: Store, version: str | None, *, draft: bool = False) -> Saved:

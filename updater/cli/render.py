@@ -63,7 +63,7 @@ def _in_staged_slot(*, undo: bool, dry_run: bool) -> Report:
 
 def _here(slot: str, root: Path | None, *, undo: bool, dry_run: bool) -> Report:
     from partitions.boot.state import other
-    from updater.cli.config_common import opened_store
+    from updater.cli.config_common import opened_store, release_in
     from updater.configuring import directory_place, render_into, running_place, undo_in
     from updater.machine import machine_of
 
@@ -74,7 +74,9 @@ def _here(slot: str, root: Path | None, *, undo: bool, dry_run: bool) -> Report:
             if root is not None
             else running_place(config)
         )
-        return (undo_in if undo else render_into)(config, place, store, dry_run=dry_run)
+        if undo:
+            return undo_in(config, place, store, dry_run=dry_run)
+        return render_into(config, place, store, release=release_in(place.slot), dry_run=dry_run)
 
 
 def register(app: typer.Typer) -> None:
