@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final, Literal
@@ -173,10 +173,13 @@ class Exported:
         """The bytes of a BLAKE3 that the manifest names. Raises ConfigError."""
         try:
             file = self._archive.extractfile(f"{BLOBS}{digest}")
+            data = file.read() if file is not None else b""
         except KeyError as error:
             raise _damaged(self._path, f"{digest[:12]}… is not in it") from error
-        assert file is not None
-        data = file.read()
+        except tarfile.TarError as error:
+            raise _damaged(self._path, str(error)) from error
+        except OSError as error:
+            raise _unreadable(self._path, error) from error
         if blake3(data).hexdigest() != digest:
             raise _damaged(self._path, f"{digest[:12]}… has other bytes than it should")
         return data
@@ -185,15 +188,16 @@ class Exported:
 @contextmanager
 def opened(path: Path) -> Iterator[Exported]:
     """Open an export. Raises ConfigError where it cannot be read, is damaged, or is none."""
-    try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            yield Exported(archive, path, _manifest(archive, path))
-    except tarfile.TarError as error:
-        raise _damaged(path, str(error)) from error
-    except OSError as error:
-        raise ConfigError(
-            f"the export {path} cannot be read", what=error.strerror or str(error), state="nothing was changed"
-        ) from error
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(path.open("rb"))
+            archive = stack.enter_context(tarfile.open(fileobj=file, mode="r:"))
+            found = Exported(archive, path, _manifest(archive, path))
+        except tarfile.TarError as error:
+            raise _damaged(path, str(error)) from error
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        yield found
 
 
 def _manifest(archive: tarfile.TarFile, path: Path) -> Manifest:
@@ -208,6 +212,12 @@ def _manifest(archive: tarfile.TarFile, path: Path) -> Manifest:
         raise ConfigError(f"{path} is no export of a node", what=error.faults[:20]) from error
     except (ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"the export {path} cannot be read", what=error.strerror or str(error), state="nothing was changed"
+    )
 
 
 def _damaged(path: Path, why: str) -> ConfigError:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from core.errors import ConfigError, NotRehearsed, UpdaterError
 from core.files import write_atomic
@@ -25,19 +25,22 @@ from updater.exporting import fingerprint
 from updater.node import Node
 from zdu.rehearsal import Record, hashed, read_record, unfit
 
+if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
+
 TYPE: Final = "application/vnd.updater.rehearsal+json"
 
 _LARGEST: Final = 1 << 20
 
 
-def write(path: Path, record: Record, key: str = "") -> None:
-    """Write a record, signed with a key (see `images.keys.load_signer`), or with a hash over it. Raises ConfigError."""
+def write(path: Path, record: Record, signer: Signer | None = None) -> None:
+    """Write a record, signed (see `images.keys.load_signer`), or with a hash over it. Raises ConfigError."""
     data = record.as_json()
-    if key:
+    if signer is not None:
         from securesystemslib.dsse import Envelope
 
         envelope = Envelope(canonical(data), TYPE, {})
-        envelope.sign(keys.load_signer(key))
+        envelope.sign(signer)
         data = envelope.to_dict()
     else:
         data["hash"] = hashed(data)

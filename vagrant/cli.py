@@ -63,7 +63,7 @@ def node(
         current=current,
         export=export,
         faults=parse_faults(fault or []),
-        cuts=parse_cuts(cut or []),
+        cuts=parse_cuts(cut or [], way_back=not accept_no_rollback),
         prove=prove,
         accept_no_rollback=accept_no_rollback,
         report=report,
@@ -114,17 +114,32 @@ def custom(
         rehearse_custom([Path(each) for each in scripts], options)
 
 
-@rehearse.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def sites(context: typer.Context) -> None:
-    """Rehearse a whole zero-downtime upgrade on machines: two sites, calls all the time, real reboots. The words are
-    those of `python -m vagrant.rehearsal.sites`.
+@rehearse.command()
+def sites(
+    rate: Annotated[
+        float | None, typer.Option(metavar="CALLS", help="Calls a second.", show_default="1", min=0.01)
+    ] = None,
+    cut: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="power:SITE/SERVER@STEP", help="Cut this machine's power when this step begins. Repeatable."
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIRECTORY", help="Leave the report there, as a page and as JSON.")
+    ] = None,
+) -> None:
+    """Rehearse a whole zero-downtime upgrade on machines: two sites, calls all the time, real reboots.
 
-    Example: updater rehearse sites
+    Example: updater rehearse sites --report night
     """
+    words = [] if rate is None else [f"--rate={rate:g}"]
+    words += [f"--cut={each}" for each in cut or []]
+    words += [] if report is None else [f"--report={report}"]
     with _equipped():
         from vagrant.rehearsal.sites import main
 
-        raise typer.Exit(main(context.args))
+        raise typer.Exit(main(words))
 
 
 @prove_rollback.command()

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vagrant.cuts.__main__ import main
 from vagrant.cuts.disks import How
 from vagrant.cuts.points import Point, choose, parse
 
@@ -25,6 +26,14 @@ def test_as_many_as_wanted_in_order_and_within(count: int, wanted: int, data: st
     if len(flushes) + 1 <= wanted * 2 / 3:
         assert boundaries == {0, *(index + 1 for index in flushes)}
     assert choose("act", flushes, count, wanted, seed) == points
+
+
+@pytest.mark.parametrize("words", [("--act", "nosuch"), ("--point", "nosuch:1:some:0"), ("--point", "switch:1")])
+def test_what_is_no_recording_or_point_is_refused(words: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert "nosuch" in (said := capsys.readouterr().err) or "no point" in said
 
 
 def test_a_point_is_read_as_it_is_printed() -> None:

@@ -53,7 +53,8 @@ def _updater_lines(command: Command) -> list[list[str]]:
 @pytest.mark.parametrize("command", ALL, ids=lambda command: command.where)
 def test_commands_and_options_exist(command: Command) -> None:
     for words in _updater_lines(command):
-        here: Any = typer.main.get_command(app)
+        top: Any = typer.main.get_command(app)
+        here, job = top, top.commands["job"].commands["start"]
         everywhere = {name for each in here.params for name in each.opts} | {"-h", "--help"}
         options: set[str] = set()
         before = ""
@@ -63,5 +64,8 @@ def test_commands_and_options_exist(command: Command) -> None:
             elif hasattr(here, "commands") and before != "--config":
                 assert word in here.commands, f"{command.where}: updater has no command {word}"
                 here = here.commands[word]
+                options = {name for each in here.params for name in each.opts}
+            elif here is job and not before.startswith("-"):  # the verb of the job, with options of its own
+                here = top.commands[word]
                 options = {name for each in here.params for name in each.opts}
             before = word

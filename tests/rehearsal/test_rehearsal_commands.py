@@ -42,6 +42,8 @@ def test_they_stand_in_the_list_and_have_help() -> None:
     assert "prove-rollback" in listed
     shown = subprocess.run([UPDATER, "rehearse", "node", "--help"], capture_output=True, text=True, check=True).stdout
     assert "--prove-rollback" in shown
+    shown = subprocess.run([UPDATER, "rehearse", "sites", "--help"], capture_output=True, text=True, check=True).stdout
+    assert all(option in shown for option in ("--rate", "--cut", "--report"))
 
 
 def test_a_word_that_nobody_brings_is_refused() -> None:
@@ -73,11 +75,27 @@ def test_on_a_host_without_the_means_it_is_refused(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("node", "x", "--current", "y", "--from", "z", "--accept-no-rollback", "--cut", "power@flip-back"), "no cut"),
+        (("sites", "--cut", "power:A/a1@actvate-node"), "there is no such step, but check-node"),
+    ],
+)
+def test_cuts_that_cannot_come_are_refused_at_once(words: Sequence[str], why: str) -> None:
+    done = subprocess.run([UPDATER, "rehearse", *words], capture_output=True, text=True, check=False)
+    assert done.returncode in (2, 10), done.stderr
+    assert why in done.stderr and "Traceback" not in done.stderr
+
+
 def test_cuts_name_steps() -> None:
     assert parse_cuts(["power@write", "power@flip", "power@write"]) == ("write", "flip")
     for word in ("power@nothing", "write", "power@reboot", "fire@write"):
         with pytest.raises(ConfigError):
             parse_cuts([word])
+    assert parse_cuts(["power@flip-back"]) == ("flip-back",)
+    with pytest.raises(ConfigError):
+        parse_cuts(["power@flip-back"], way_back=False)
     with pytest.raises(ConfigError):
         parse_faults(["earthquake"])
 

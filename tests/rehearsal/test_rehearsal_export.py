@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sqlite3
 import tarfile
@@ -155,6 +156,13 @@ def test_a_damaged_export_is_refused(carrying: Path, how: str) -> None:
     with pytest.raises(ConfigError), opened(path) as found:
         for digest in found.manifest.blobs:
             found.read(digest)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), tarfile.ReadError("another")])
+def test_what_fails_while_it_is_open_is_no_fault_of_the_export(carrying: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as seen, opened(export(carrying)):
+        raise error
+    assert seen.value is error
 
 
 def test_nothing_is_written_in_a_dry_run(carrying: Path) -> None:

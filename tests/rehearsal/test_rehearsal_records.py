@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from core.errors import NotRehearsed, SignatureInvalid
-from images.keys import generate, load_trust
+from images.keys import generate, load_signer, load_trust
 from tests.updater.lab import ROOMY, Lab
 from updater import rehearsed
 from updater.cli.main import app
@@ -123,14 +123,14 @@ def test_where_keys_are_named_a_record_must_be_signed_by_one(staged: Path, tmp_p
     require(staged, keys=[str(tmp_path / "hall.pub")])
     place = tmp_path / "r.json"
     for key, accepted in (("", False), (str(tmp_path / "mallory.pem"), False), (str(tmp_path / "hall.pem"), True)):
-        rehearsed.write(place, record_of(staged), key)
+        rehearsed.write(place, record_of(staged), load_signer(key) if key else None)
         done = call(staged, "activate", "--dry-run", "--require-rehearsal", str(place))
         assert (done.exit_code == 0) is accepted, done.output
 
 
 def test_a_signed_record_cannot_be_changed(staged: Path, tmp_path: Path) -> None:
     key, public = generate(tmp_path / "hall.pem")
-    rehearsed.write(tmp_path / "r.json", record_of(staged, passed=False), str(key))
+    rehearsed.write(tmp_path / "r.json", record_of(staged, passed=False), load_signer(str(key)))
     trust = load_trust([public])
     data = json.loads((tmp_path / "r.json").read_text())
     assert not rehearsed.read(tmp_path / "r.json", trust).passed

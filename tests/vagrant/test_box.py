@@ -19,6 +19,7 @@ from images.build import BuildSpec, build
 from images.keys import generate, load_signer
 from updater.node_toml import load_node
 from vagrant.box import ext4, guest
+from vagrant.box.__main__ import main
 from vagrant.box.build import Provider, build_box
 from vagrant.box.describe import describe
 from vagrant.disk import Layout
@@ -123,6 +124,17 @@ def test_a_bundle_that_somebody_else_signed_makes_no_box(bundle: Path, tmp_path:
     )
     assert done.returncode != 0 and "error:" in done.stderr
     assert not (tmp_path / "node.box").exists()
+
+
+@pytest.mark.parametrize("words", [("--output", "n.box", "--node", "/nonexistent"), ("--output", "/nonexistent/n.box")])
+def test_files_that_are_not_there_are_told_in_one_line(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main([str(bundle), "--key", str(bundle.with_name("release.pub")), *words]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "/nonexistent" in said and said.count("\n") == 1
 
 
 def test_files_replace_what_is_in_an_image(tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def test_power_cuts_are_read() -> None:
     for wrong in ("a1@x", "power:a1@vip-move", "power:A/d1@vip-move", "power:A/a1"):
         with pytest.raises(ValueError, match="power:SITE/SERVER@STEP"):
             Cut.parse(wrong)
+    with pytest.raises(ValueError, match="no such step, but check-node"):
+        Cut.parse("power:A/a1@actvate-node")
 
 
 GOOD = Ending(
@@ -63,7 +65,7 @@ GOOD = Ending(
     calls=Outcome(made=10, good=10, failed=0, retransmissions=3, slowest_ms=500),
     books=Books(xdrs=10, missing=0, foreign=0, posted=4, wrong=(), differs=(), migrated=("A", "B")),
     at={"A": 5, "B": 5}, runs=dict.fromkeys(("a1", "d1"), NEW), boots={"a1": ["a", "b"], "d1": ["a", "b"]},
-    late={"A": 0, "B": 0}, report={}, cuts=(),
+    late={"A": 0, "B": 0}, report={}, cuts=(), uncut=(),
 )  # fmt: skip
 
 
@@ -85,6 +87,7 @@ def test_nothing_fails_on_the_night_when_all_went_well() -> None:
         ({"runs": {"a1": OLD}}, f"a1 runs {OLD}"),
         ({"boots": {"a1": ["a"]}}, "a1 did not boot slot b"),
         ({"late": {"A": 1, "B": 0}}, "1 calls came to A"),
+        ({"uncut": ("power:A/a1@rollback-node",)}, "power:A/a1@rollback-node"),
     ],
 )
 def test_the_verdict_names_what_went_wrong(changed: dict[str, object], said: str) -> None:

@@ -163,7 +163,7 @@ def test_a_way_back_that_is_gone_is_seen_in_the_container(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readable: bool
 ) -> None:
     """The old release's own init and health checks, on this machine, without a virtual one."""
-    monkeypatch.setattr(container, "_scope", lambda unit: ())
+    monkeypatch.setattr(container, "_scope", lambda *_: ())
     lower = lab.tree("MR95-1", first=True)
     copy = tmp_path / "copy.sqlite"
     copy.write_bytes(data.fresh())

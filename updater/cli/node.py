@@ -128,15 +128,18 @@ def activate(
     """
     from core.window import Window
     from updater import upgrade
+    from updater.checks import raise_first
 
     try:
         hours = Window.parse(window) if window else None
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--window") from error
     with opened() as (node, report):
-        if hours is not None and wait and not dry_run:
-            _wait_for(hours, report)
         wishes = {"by_hand": no_reboot, "accept_no_rollback": accept_no_rollback}
+        if hours is not None and wait and not dry_run:
+            planned = upgrade.plan_activate(node, window=None, rehearsal=require_rehearsal, **wishes)
+            raise_first(list(planned.checks), "cannot activate")  # now, and not in the night
+            _wait_for(hours, report)
         if dry_run:
             planned = upgrade.plan_activate(node, window=hours, rehearsal=require_rehearsal, **wishes)
             _show(planned, "cannot activate")

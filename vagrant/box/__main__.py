@@ -21,13 +21,13 @@ def main(argv: list[str]) -> int:
     wanted = parser.parse_args(argv)
     if wanted.output.exists():
         parser.error(f"{wanted.output} exists")
-    node = wanted.node.read_text() if wanted.node else ""
     try:
+        node = wanted.node.read_text() if wanted.node else ""
         box = build_box(wanted.bundle, wanted.key, wanted.output.absolute(), provider=wanted.provider, node_toml=node)
     except UpdaterError as error:
         print(f"error: {error}", *error.what, sep="\n  ", file=sys.stderr)
         return error.exit_code
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{box}   {box.stat().st_size >> 20} MiB; now: vagrant box add --name updater {box}")

@@ -17,6 +17,7 @@ from vagrant.cuts.check import Verdict
 from vagrant.cuts.disks import CutDisk
 from vagrant.cuts.log import WriteLog
 from vagrant.cuts.points import Point, choose, parse
+from vagrant.cuts.record import ACTS as RECORDED
 from vagrant.cuts.record import Recording, recording
 from vagrant.cuts.replay import replay
 
@@ -128,12 +129,22 @@ def _boots(recordings: Mapping[str, Recording], verdicts: Sequence[Verdict], see
     return failed
 
 
+def _point(word: str) -> Point:
+    try:
+        point = parse(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if point.act not in RECORDED:
+        raise argparse.ArgumentTypeError(f"{word!r}: there is no recording {point.act}, but {', '.join(RECORDED)}")
+    return point
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vagrant.cuts", description=__doc__)
     parser.add_argument("count", nargs="?", type=int, default=5000, metavar="N", help="points in all (5000)")
     parser.add_argument("--seed", default="", help="of all that is drawn; by default another one each time")
-    parser.add_argument("--point", type=parse, help="only this point, as it was printed; needs its --seed")
-    parser.add_argument("--act", action="append", help="only this recording: stage, switch, sick or planted")
+    parser.add_argument("--point", type=_point, help="only this point, as it was printed; needs its --seed")
+    parser.add_argument("--act", action="append", choices=list(RECORDED), help="only this recording. Repeatable")
     parser.add_argument("--boots", type=int, default=3, metavar="K", help="points that are booted for real too (3)")
     return parser
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from core.errors import ConfigError
+from core.errors import CommandFailed, ConfigError
+from core.run import run
 from core.schema import load_toml
 from vagrant.qemu import MachineError
 from vagrant.rehearsal.node import Stage, finish, stage, tell
@@ -112,7 +112,7 @@ def _done(scene: Stage, name: str, step: Step) -> Phase:
         elif step.reboots:
             scene.guest.arrive()
             scene.guest.settled()
-    except (MachineError, subprocess.TimeoutExpired) as error:
+    except (MachineError, CommandFailed) as error:
         failed = tuple(str(error).splitlines()[:12])
     return _phase(scene, name, began, failed)
 
@@ -129,18 +129,9 @@ def _in_guest(scene: Stage, step: Step) -> tuple[int, str]:
 
 
 def _on_host(scene: Stage, step: Step) -> tuple[int, str]:
-    done = subprocess.run(
-        ["sh", "-c", step.run],
-        env={**os.environ, **_names(scene), "REHEARSAL_SSH": shlex.join(scene.guest.ssh_words())},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        timeout=step.timeout,
-        check=False,
-    )
-    return done.returncode, done.stdout
+    environment = {**os.environ, **_names(scene), "REHEARSAL_SSH": shlex.join(scene.guest.ssh_words())}
+    done = run("sh", "-c", f"exec 2>&1\n{step.run}", env=environment, timeout=step.timeout, check=False)
+    return done.code, done.stdout
 
 
 def _names(scene: Stage) -> dict[str, str]:

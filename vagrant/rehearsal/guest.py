@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from core.journal import Facts
+from core.journal import Facts, RunState
 from vagrant.qemu import Machine, MachineError, Result
 from zdu.rehearsal import Standing
 
@@ -33,14 +33,17 @@ until = time.monotonic() + {seconds}
 while time.monotonic() < until:
     try:
         db = sqlite3.connect("file:{journal}?mode=ro", uri=True, timeout=1)
+        run = db.execute("SELECT state FROM runs WHERE rowid > {after} ORDER BY rowid DESC LIMIT 1").fetchone()
         row = db.execute("SELECT s.state FROM steps s JOIN runs r ON r.id = s.run "
                          "WHERE s.name = '{step}' AND r.rowid > {after}").fetchone()
         db.close()
     except sqlite3.Error:
-        row = None
+        run = row = None
     if row:
         print(row[0])
         sys.exit()
+    if run and run[0] != "{open}":
+        break
     time.sleep(0.01)
 sys.exit(1)
 """
@@ -136,9 +139,9 @@ class Guest(Machine):
 
     def watch(self, journal: str, step: str, after: int, seconds: float = LONG) -> str:
         """Wait until a step is begun, and return what the journal says of it ("intent": it runs); empty when it does
-        not come. `after`: number of the last run that does not count.
+        not come, or the run ends without it. `after`: number of the last run that does not count.
         """
-        program = _WATCH.format(journal=journal, step=step, after=after, seconds=seconds)
+        program = _WATCH.format(journal=journal, step=step, after=after, seconds=seconds, open=RunState.OPEN)
         done = self.run("python3 -I -", input=program.encode(), check=False, timeout=seconds + 60)
         return done.stdout.strip() if done.code == 0 else ""
 

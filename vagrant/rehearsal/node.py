@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from core.errors import NotPermitted, NotReady, RehearsalFailed, UpdaterError, WrongState
+from core.errors import ConfigError, NotPermitted, NotReady, RehearsalFailed, UpdaterError, WrongState
+from images.keys import load_signer
 from images.read import Bundle
 from updater import exported, rehearsed
 from updater.cli.context import print_json, settings
@@ -25,6 +26,9 @@ from vagrant.rehearsal.installed import Installed, install, trust_of
 from vagrant.rehearsal.options import Options
 from vagrant.rehearsal.story import StopRehearsal, Story
 from zdu.rehearsal import FORMAT, Finding, Fingerprint, Grade, Phase, Record, judge, passed
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
 
 _PROGRAMS: Final = (
     "qemu-system-x86_64",
@@ -41,7 +45,7 @@ _PROGRAMS: Final = (
 @dataclass(kw_only=True)
 class Stage:
     """What a rehearsal plays on: the export, both bundles as files here, the machine. `identity`: BLAKE3 of the
-    manifest of the bundle to go to; empty where there is none.
+    manifest of the bundle to go to; empty where there is none. `signer`: of the record; None where it is not signed.
     """
 
     export: Exported
@@ -50,6 +54,7 @@ class Stage:
     start: str
     target: str
     identity: str
+    signer: Signer | None = None
 
 
 def tell(text: str) -> None:
@@ -83,7 +88,8 @@ def rehearse_node(options: Options) -> None:
             scene,
             what="node",
             phases=story.phases,
-            findings=judge(story.phases, wanted, scene.installed.missing),
+            findings=[*judge(story.phases, wanted, scene.installed.missing), *story.uncut()],
+            cuts=story.happened,
             seconds=time.monotonic() - began,
             plan=story.plan,
         )
@@ -112,6 +118,7 @@ def play(story: Story, options: Options) -> list[str]:
 def stage(options: Options) -> Iterator[Stage]:
     """Put everything in place; all that was made is gone afterwards, unless it is to be kept."""
     _able()
+    signer = prepared(options)
     with _directory(options.keep) as work, exported.opened(options.export) as export:
         current = _fetched(options.current, work / "current.bundle")
         following = _fetched(options.bundle, work / "next.bundle") if options.bundle else None
@@ -126,7 +133,15 @@ def stage(options: Options) -> Iterator[Stage]:
         tell(f"{start} is made as it is on {export.manifest.node.name}")
         installed = install(export, current, following, work)
         with Guest(installed.disk, work / "machine", memory=options.memory) as guest:
-            yield Stage(export=export, installed=installed, guest=guest, start=start, target=target, identity=identity)
+            yield Stage(
+                export=export,
+                installed=installed,
+                guest=guest,
+                start=start,
+                target=target,
+                identity=identity,
+                signer=signer,
+            )
 
 
 def finish(
@@ -137,9 +152,11 @@ def finish(
     phases: Sequence[Phase],
     findings: list[Finding],
     seconds: float,
+    cuts: Sequence[str] = (),
     plan: object = None,
 ) -> None:
-    """Report, record, verdict. Raises RehearsalFailed."""
+    """Verdict, record, report. `cuts`: steps during which the power was cut. Raises RehearsalFailed, ConfigError."""
+    findings = sorted(findings, key=lambda each: list(Grade).index(each.grade))
     manifest = scene.export.manifest
     record = Record(
         format=FORMAT,
@@ -157,18 +174,18 @@ def finish(
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 1),
         machine=f"QEMU, {accelerator().partition(',')[0]}, {scene.guest.cpus} CPUs, {scene.guest.memory} MiB",
-        faults=(*options.faults, *(f"power@{step}" for step in options.cuts)),
+        faults=(*options.faults, *(f"power@{step}" for step in cuts)),
         findings=tuple(f"{each.phase}: {each.text}" for each in findings if each.grade is Grade.FAILS),
     )
-    if options.report is not None:
-        reporting.write(options.report, record, phases, findings, plan)
-    if options.record is not None:
-        rehearsed.write(options.record, record, options.sign)
     if settings.json:
         print_json({"kind": "result", "data": reporting.as_json(record, phases, findings, plan)})
     else:
         for line in reporting.lines(record, phases, findings):
-            print(line)
+            print(line, flush=True)
+    if options.record is not None:
+        rehearsed.write(options.record, record, scene.signer)
+    if options.report is not None:
+        reporting.write(options.report, record, phases, findings, plan)
     if not record.passed:
         raise RehearsalFailed(
             f"{scene.start} → {scene.target} would fail on the night: {findings[0].phase}: {findings[0].text}"[:300],
@@ -178,6 +195,26 @@ def finish(
             else f"only the rehearsal's machine was touched; its disk is in {options.keep}",
             next="mend it, and rehearse again",
         )
+
+
+def prepared(options: Options) -> Signer | None:
+    """Make sure, before the rehearsal, that what it leaves can be written after it; what signs the record, if anything.
+    Raises ConfigError.
+    """
+    report, record = options.report, options.record
+    places = [*([report, reporting.as_data(report)] if report else []), *([record] if record else [])]
+    if len({path.resolve() for path in places}) < len(places):
+        raise ConfigError(
+            "the record and the report, with its JSON beside it, would be the same file",
+            what=[str(path) for path in places],
+            state="nothing was rehearsed",
+            next="--report night.html --record mr96-1.json    have names of their own",
+        )
+    for path in places:
+        if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            why = "it is a directory" if path.is_dir() else f"{path.parent} is no directory that can be written to"
+            raise ConfigError(f"{path} cannot be written", what=why, state="nothing was rehearsed")
+    return load_signer(options.sign) if options.sign else None
 
 
 def _able() -> None:

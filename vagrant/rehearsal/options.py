@@ -44,9 +44,10 @@ def parse_faults(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
-def parse_cuts(words: Sequence[str]) -> tuple[str, ...]:
-    """The steps of ``power@STEP`` words. Raises ConfigError."""
-    known = [step for verb in STEPS.values() for step in verb if step not in _UNCUT]
+def parse_cuts(words: Sequence[str], *, way_back: bool = True) -> tuple[str, ...]:
+    """The steps of ``power@STEP`` words. `way_back`: whether one is rehearsed. Raises ConfigError."""
+    verbs = [steps for verb, steps in STEPS.items() if way_back or verb != "rollback"]
+    known = [step for steps in verbs for step in steps if step not in _UNCUT]
     steps = []
     for word in words:
         found = re.fullmatch(r"power@([a-z-]+)", word)

@@ -59,12 +59,17 @@ def as_json(record: Record, phases: Sequence[Phase], findings: Sequence[Finding]
     }
 
 
+def as_data(path: Path) -> Path:
+    """Where the same is as JSON, beside the page at `path`."""
+    return path.with_suffix(".json")
+
+
 def write(path: Path, record: Record, phases: Sequence[Phase], findings: Sequence[Finding], plan: object) -> None:
     """The page, and the same as JSON beside it. Raises ConfigError."""
     data = json.dumps(as_json(record, phases, findings, plan), indent=1, default=str)
     try:
         write_atomic(path, as_html(record, phases, findings, plan))
-        write_atomic(path.with_suffix(".json"), f"{data}\n")
+        write_atomic(as_data(path), f"{data}\n")
     except OSError as error:
         raise ConfigError(f"the report {path} cannot be written", what=error.strerror or str(error)) from error
 

@@ -41,7 +41,8 @@ RATE = 1.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
     """What came of a rehearsal. `seconds`: of the upgrade; `planned`: as the plan had it. `steps`: ids of planned steps
-    that were not done; `boots`: per machine, the slots that it booted.
+    that were not done; `boots`: per machine, the slots that it booted. `cuts`: of the power; `uncut`: those that were
+    wanted and did not come.
     """
 
     seconds: float
@@ -59,6 +60,7 @@ class Ending:
     late: dict[str, int]
     report: dict[str, Any]
     cuts: tuple[str, ...]
+    uncut: tuple[str, ...]
 
     def faults(self) -> list[str]:
         """What would fail on the night."""
@@ -83,6 +85,7 @@ class Ending:
         ]
         found += [f"{name} did not boot slot b" for name, slots in self.boots.items() if "b" not in slots]
         found += [f"{count} calls came to {site} while it was closed" for site, count in self.late.items() if count]
+        found += [f"this power cut did not come: {each}" for each in self.uncut]
         return found
 
 
@@ -96,6 +99,9 @@ def rehearse(made: Installation, *, bundle: str, rate: float, cuts: list[Cut], b
         controller = Controller(made, lambda event: _show(begun, event), cuts)
         plan = controller.ask("plan", sites_release.NEW, "--from", sites_release.OLD)
         steps = [step for phase in plan["phases"] for step in phase["steps"]]
+        for cut in cuts:
+            if not any(cut.falls(step["id"]) for step in steps):
+                raise RehearsalError(f"{cut}: the plan has no such step")
         began = time.monotonic()
         code = controller.upgrade(bundle)
         seconds = time.monotonic() - began
@@ -124,6 +130,7 @@ def rehearse(made: Installation, *, bundle: str, rate: float, cuts: list[Cut], b
         late={place.site: made.late(place) for place in (A, B)},
         report=controller.ask("report") if controller.events else {},
         cuts=tuple(controller.happened),
+        uncut=tuple(map(str, controller.cuts)),
     )
 
 
@@ -203,7 +210,7 @@ def main(argv: list[str]) -> int:
     """Rehearse, and say what would fail on the night."""
     parser = argparse.ArgumentParser(prog="python -m vagrant.rehearsal.sites", description=__doc__.split("\n\n")[0])
     parser.add_argument("--rate", type=float, default=RATE, help="calls a second (default %(default)g)")
-    parser.add_argument("--cut", action="append", default=[], type=Cut.parse, metavar="power:SITE/SERVER@STEP")
+    parser.add_argument("--cut", action="append", default=[], type=_cut, metavar="power:SITE/SERVER@STEP")
     parser.add_argument("--report", type=Path, metavar="DIRECTORY", help="leave the report there")
     wanted = parser.parse_args(argv)
     if os.geteuid() != 0:
@@ -214,6 +221,13 @@ def main(argv: list[str]) -> int:
     except (RehearsalError, MachineError) as error:
         print(f"rehearse: {error}", file=sys.stderr)
         return 1
+
+
+def _cut(word: str) -> Cut:
+    try:
+        return Cut.parse(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error  # of others argparse does not tell the message
 
 
 def _rehearse(rate: float, cuts: list[Cut], report: Path | None) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 from vagrant.rehearsal.sites_machines import Installation, RehearsalError
 from vagrant.rehearsal.sites_places import PLACES, Place
 from vagrant.rehearsal.sites_release import NEW
+from zdu.runbook import Action
 
 UPDATER = Path(sys.executable).with_name("updater")
 
@@ -45,6 +46,8 @@ class Cut:
         if found is None or place is None:
             servers = ", ".join(each.label for each in PLACES)
             raise ValueError(f"{text!r} is not power:SITE/SERVER@STEP with one of {servers}")
+        if found[2] not in list(Action):
+            raise ValueError(f"{text!r}: there is no such step, but {', '.join(Action)}")
         return cls(place, found[2])
 
     def falls(self, step: str) -> bool:

@@ -19,7 +19,7 @@ from updater.status import STEPS
 from vagrant.qemu import MachineError
 from vagrant.rehearsal.guest import Guest, Said, standing
 from vagrant.rehearsal.installed import LIST, NEXT
-from zdu.rehearsal import Phase, Standing
+from zdu.rehearsal import Finding, Grade, Phase, Standing
 
 #: The slots of a rehearsal: the machine begins in the old one.
 OLD: Slot = "b"
@@ -38,7 +38,7 @@ class StopRehearsal(Exception):
 @dataclass(kw_only=True)
 class Story:
     """A rehearsal under way. `start`, `target`: releases. `bundle`: its path in the guest. `cuts`: steps during which
-    the power is still to be cut. `tell`: where progress goes.
+    the power is still to be cut; `happened`: those during which it was. `tell`: where progress goes.
     """
 
     guest: Guest
@@ -50,6 +50,7 @@ class Story:
     cuts: list[str]
     tell: Callable[[str], None]
     accept_no_rollback: bool = False
+    happened: list[str] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
     plan: Any = None
     _configuration: str = ""
@@ -122,6 +123,13 @@ class Story:
             self.guest.run(f"rm {fault}")
             self._compare(OLD, seen)
 
+    def uncut(self) -> list[Finding]:
+        """Cuts that were wanted and did not come: what they should have shown nobody has seen."""
+        return [
+            Finding(grade=Grade.FAILS, phase="power cuts", text=f"the power was never cut at {step}")
+            for step in self.cuts
+        ]
+
     # -- how a verb is done
 
     def _do(self, verb: str, words: str, seen: _Seen) -> None:
@@ -129,36 +137,45 @@ class Story:
         last = self._runs()
         steps = [step for step in STEPS[verb] if step in self.cuts]
         if steps:
-            for step in steps:
-                self._cut(words, step, last, seen)
-                words = "resume"
+            self._interrupted(words, steps, last, seen)
             self._finish(seen)
         else:
             said = self._require(self.guest.updater(words), seen)
             self._follow(said)
         seen.steps |= self._steps_since(last)
 
-    def _cut(self, words: str, step: str, last: int, seen: _Seen) -> None:
-        """Let the verb begin, take the power away when the step is under way, and boot again."""
-        self.cuts.remove(step)
-        self.guest.begin(words, f"rehearsal-{step}")
-        if step in _AFTER_REBOOT:
-            self.guest.arrive()
+    def _interrupted(self, words: str, steps: Sequence[str], last: int, seen: _Seen) -> None:
+        """Let the verb begin, and cut the power at one step after the other. What was interrupted is resumed, but for
+        the steps after the reboot: these the new slot's agent does by itself, as soon as it has booted.
+        """
+        for step, following in zip(steps, [*steps[1:], ""], strict=True):
+            if words:
+                self.guest.begin(words, f"rehearsal-{step}")
+                if step in _AFTER_REBOOT:
+                    self.guest.arrive()
+            told, slot = self._cut(step, last, seen)
+            goes_on = slot == NEW and following in _AFTER_REBOOT
+            upgrade = None if goes_on else self.guest.settled()["upgrade"]
+            where = f"{upgrade['verb']} was interrupted in step {upgrade['step']}" if upgrade else ""
+            seen.remarks.append(f"{told}, {where or 'the agent went on by itself'}")
+            if not goes_on and upgrade is None:
+                return  # it is over: what else was to be cut may come in a later phase
+            words = "" if goes_on else "resume"
+
+    def _cut(self, step: str, last: int, seen: _Seen) -> tuple[str, str]:
+        """Take the power away when the step is under way, and boot again. Returns what to say of it, and the slot."""
         state = self.guest.watch(str(self.config.data / "journal.sqlite"), step, last, 900)
         if not state:
             seen.failed.append(f"the step {step} did not come: the power could not be cut there")
             raise StopRehearsal
         self.guest.kill()
+        self.cuts.remove(step)
+        self.happened.append(step)
         self.tell(f"  the power is cut at {step}")
         self.guest.start()
-        self.guest.arrive()
-        found = self.guest.settled()
-        upgrade = found["upgrade"]
-        where = (
-            f"{upgrade['verb']} was interrupted in step {upgrade['step']}" if upgrade else "the agent went on by itself"
-        )
+        slot = self.guest.arrive()
         when = "while it ran" if state == "intent" else "just after it"
-        seen.remarks.append(f"power cut at {step}, {when}: the node came up in slot {found['booted']}, {where}")
+        return f"power cut at {step}, {when}: the node came up in slot {slot}", slot
 
     def _finish(self, seen: _Seen) -> None:
         """After a cut: resume what was interrupted, until nothing is."""
