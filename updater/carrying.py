@@ -195,7 +195,8 @@ def _both(path: str, name: str, release: Release) -> ModificationConflict:
 def _try_configuration(node: Node, bundle: Bundle, root: Path) -> str:
     with tempfile.TemporaryDirectory(prefix="updater-templates-") as scratch:
         shipped = _unpacked(bundle, Path(scratch) / "templates")
-        place = configuring.Place(root=root, history=History(Path(scratch) / "history"), slot=node.inactive, running=False)
+        history = History(Path(scratch) / "history")
+        place = configuring.Place(root=root, history=history, slot=node.inactive, running=False)
         return _rendered(node, bundle, place, shipped, dry_run=True).summary()
 
 
