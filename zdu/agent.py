@@ -90,6 +90,10 @@ class Agent:
         words = ("job", "status", job, "--since", str(since), "--wait", f"{wait:g}")
         return answers.job(self._answer(self._ask(*words, wait=wait)), self.name)
 
+    def fence(self) -> int:
+        """The highest token that was seen there; 0: none was."""
+        return answers.token(self._answer(self._ask("job", "fence")), self.name)
+
     def follow(self, job: str, within: float, *, on_event: Events | None = None) -> NodeJob:
         """Wait until a job has ended in any way, also while the node cannot be reached or is slow. Raises GateNotPassed
         after `within` seconds; the job goes on.

@@ -44,6 +44,9 @@ _PATIENCE: Final = 60.0
 #: Seconds of waiting for a gate that has more patience than that, until somebody is told.
 _TELL: Final = 60.0
 
+#: Seconds of waiting while those who are asked contradict each other, until somebody is told.
+_AT_ODDS: Final = 60.0
+
 #: What is waited for without end, and told when it takes long.
 _ENDLESS: Final = frozenset({GateKind.NO_CALLS})
 
@@ -134,7 +137,9 @@ def _await(world: World, step: Step, gate: Gate, when: str, talk: Talk, pace: Pa
     """Until the gate is open. Raises GateNotPassed with what was seen last."""
     began = time.monotonic()
     endless = gate.kind in _ENDLESS
-    alert_at = began + (pace.drain.alert_after if endless else _TELL * pace.factor)
+    alert_after = pace.drain.alert_after if endless else _TELL * pace.factor
+    told_at: float | None = None
+    agreed_at = began
     pause = min(pace.interval, pace.drain.interval) if endless else pace.interval
     while True:
         try:
@@ -144,11 +149,14 @@ def _await(world: World, step: Step, gate: Gate, when: str, talk: Talk, pace: Pa
         evidence.seen(when, gate, seen)
         if seen.open:
             return
-        waited = time.monotonic() - began
+        looked = time.monotonic()
+        waited = looked - began
         if not endless and waited > pace.patience(gate):
             raise shut(step, gate, seen, when, waited)
-        if time.monotonic() >= alert_at:
-            alert_at = time.monotonic() + pace.drain.alert_every
+        agreed_at = agreed_at if seen.at_odds else looked
+        due = waited >= alert_after or looked - agreed_at >= _AT_ODDS * pace.factor
+        if due and (told_at is None or looked - told_at >= pace.drain.alert_every):
+            told_at = looked
             pace.alert(f"{seen.found}, after {_minutes(waited)} of waiting{'; no call is ended' * endless}")
         talk.check()
         time.sleep(pause)

@@ -34,8 +34,12 @@ class Replica(Protocol):
         """
 
 
-def replica(sites: Sites, site: Site, shell: Callable[[str], Shell]) -> Replica:
-    """The driver that the sites file asks for. Raises ConfigError where something is missing in it."""
+def replica(
+    sites: Sites, site: Site, shell: Callable[[str], Shell], check: Callable[[], None] = lambda: None
+) -> Replica:
+    """The driver that the sites file asks for. `check`: does not return when the work has to end. Raises ConfigError
+    where something is missing in the file.
+    """
     config = site.standalone
     if config is not None and config.kind is StandaloneKind.COMMAND:
         return CommandReplica(site.name, config, shell(site.billing.host if site.billing else ""))
@@ -49,7 +53,9 @@ def replica(sites: Sites, site: Site, shell: Callable[[str], Shell]) -> Replica:
     assert site.database is not None
     assert sites.main.database is not None
     domain, limit, timeout = (config.gtid_domain, config.lag, config.timeout) if config else (7, 1.0, 60.0)
-    return MariaReplica(site.name, site.database, sites.main.database, domain=domain, limit=limit, timeout=timeout)
+    return MariaReplica(
+        site.name, site.database, sites.main.database, domain=domain, limit=limit, timeout=timeout, check=check
+    )
 
 
 class CommandReplica:

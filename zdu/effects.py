@@ -160,10 +160,13 @@ def _maintenance(verb: str) -> _Act:
 
 
 def _standalone_enter(world: RealWorld, hands: Hands, step: Step, talk: Talk) -> str:
-    """The services are ready for it first; the ledger is what changes over, at one moment."""
+    """The services are ready for it first; the ledger is what changes over, at one moment. It is asked for nothing
+    that it would refuse when they have changed.
+    """
     site = world.site(step)
+    ledgers.claim(hands, site, talk)
     hands.switch("standalone", hands.standalone(site), "enter")
-    return ledgers.enter(hands, site, talk)
+    return ledgers.enter(hands, site, talk, step.id)
 
 
 def _standalone_leave(world: RealWorld, hands: Hands, step: Step, talk: Talk) -> str:

@@ -256,6 +256,9 @@ class Engine:
     # The end
 
     def _close(self, leg: Leg, outcome: RunState, error: dict[str, Any]) -> str:
+        known = self.runs.leg(self.run.id, leg.number).outcome
+        if known:  # a controller died when it had closed it: the run has gone on since, and is in another leg
+            return known
         point("leg:close")
         fault = rebuilt(error) if error else None
         self.runs.end_leg(self.lease, self.run.id, leg.number, outcome, fault)
@@ -304,6 +307,7 @@ class _Talk:
         self._evidence = evidence
         self._step = step
         self.fence = engine.lease.fence
+        self.run = engine.run.id
         self.job = f"{engine.run.id}.{leg.number}.{leg.runbook.steps.index(step) + 1}"
 
     def check(self) -> None:

@@ -76,10 +76,13 @@ class Facts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Whether a gate is open, and what was found, for screens and records."""
+    """Whether a gate is open, and what was found, for screens and records. `at_odds`: those who were asked contradict
+    each other: waiting may not mend that.
+    """
 
     open: bool
     found: str
+    at_odds: bool = False
 
 
 def judge(gate: Gate, facts: Facts) -> Verdict:
@@ -154,7 +157,8 @@ def _site(gate: Gate, site: SiteFacts) -> Verdict:
             return _all(name, {"is open": _not(site.closed)})
         case GateKind.NO_CALLS:
             calls = "a number of calls that could not be read" if site.calls is None else f"{site.calls} calls"
-            return Verdict(open=site.empty is True, found=f"{name} has {calls}")
+            found = f"{name}: {'; '.join(site.problems)}" if site.problems else f"{name} has {calls}"
+            return Verdict(open=site.empty is True, found=found, at_odds=site.calls == 0 and site.empty is False)
         case GateKind.HELD:
             return _all(
                 name, {"its replica stands still": _not(site.replicates), "has applied everything": site.applied}

@@ -108,7 +108,7 @@ class Hands:
 
     def replica(self, site: Site) -> Replica:
         """The replica of a secondary site."""
-        return replica(self.sites, site, self.shell)
+        return replica(self.sites, site, self.shell, self._check)
 
     # -- the operator's switches
 

@@ -133,8 +133,10 @@ class Lease:
             self._sure_until = asked + self._seconds
 
 
-def take(tables: Tables, installation: str, *, purpose: str, seconds: float = LEASE) -> Lease:
-    """Take the installation, with the next token. Raises Busy, naming the holder, when somebody lives who has it."""
+def take(tables: Tables, installation: str, *, purpose: str, seconds: float = LEASE, above: int = 0) -> Lease:
+    """Take the installation, with the next token, which is greater than `above`. Raises Busy, naming the holder, when
+    somebody lives who has it.
+    """
     who = f"{user()}@{socket.gethostname()}, process {os.getpid()}"
     clock = CLOCK[tables.engine]
 
@@ -144,7 +146,7 @@ def take(tables: Tables, installation: str, *, purpose: str, seconds: float = LE
         now = _holder(db, installation)
         if now is not None and now.alive:
             raise _busy(now, purpose)
-        fence = (now.fence if now else 0) + 1
+        fence = max(now.fence if now else 0, above) + 1
         values = (fence, who, _machine(), _process(os.getpid()), seconds, installation)
         if now is None:
             db.execute(
@@ -166,6 +168,12 @@ def take(tables: Tables, installation: str, *, purpose: str, seconds: float = LE
 def holder(tables: Tables, installation: str) -> Holder | None:
     """Who holds, or last held, the installation; None: nobody ever did."""
     return tables.work(lambda db: _holder(db, installation))
+
+
+def next_token(tables: Tables, installation: str) -> int:
+    """What the next controller gets."""
+    last = holder(tables, installation)
+    return (last.fence if last else 0) + 1
 
 
 def _busy(now: Holder, purpose: str) -> Busy:

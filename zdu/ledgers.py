@@ -1,7 +1,7 @@
 """The books of a site that stands alone, as the controller's steps want them: seen, locked, switched, posted, closed.
 
-Each time a site stands alone is a run of the ledger of its own, with a name that is used once: that of the job of the
-step that began it.
+Each time a site stands alone is a run of the ledger of its own, with a name that is used once: that of the run and the
+step that began it, the same in all legs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from zdu.hands import Hands
 from zdu.sites import Site
 from zdu.standalone import alone
+from zdu.standalone import fence as fences
 from zdu.standalone.delta import Mode
 from zdu.standalone.session import Session
 from zdu.standalone.sync import Locked, Progress, Synchronisation
@@ -62,28 +63,40 @@ def books_of(hands: Hands, site: Site) -> Books:
     )
 
 
-def enter(hands: Hands, site: Site, talk: Talk) -> str:
-    """Have the site charge alone, by its ledger."""
-    with (
-        closing(hands.main_ledger()) as main,
-        closing(hands.delta_ledger(site)) as delta,
-        closing(hands.replica_ledger(site)) as base,
-    ):
-        alone.enter(talk.job, talk.fence, main=main, delta=delta, base=base)
+def claim(hands: Hands, site: Site, talk: Talk) -> None:
+    """Have both ledgers know our token. Raises FencedOff when they have seen a newer one."""
+    with _both(hands, site) as (main, delta):
+        fences.claim(delta, "delta_state", talk.fence)
+        fences.claim(main, "ledger_state", talk.fence)
+
+
+def enter(hands: Hands, site: Site, talk: Talk, step: str) -> str:
+    """Have the site charge alone, by its ledger. `step`: the id of the step that wants it."""
+    run = f"{talk.run}.{step}"
+    with _both(hands, site) as (main, delta), closing(hands.replica_ledger(site)) as base:
+        _give_up(talk, main, delta, but=run)
+        alone.enter(run, talk.fence, main=main, delta=delta, base=base)
     return f"{site.name} charges into its delta database"
 
 
 def lock(hands: Hands, site: Site, talk: Talk) -> str:
-    """Hold back on main what the delta has."""
+    """Hold back on main what the delta has. A site that never came to charge is given up: the main ledger opens."""
     with _both(hands, site) as (main, delta):
-        done = _sync(talk, main, delta).lock()
+        _give_up(talk, main, delta)
+        sync = _sync(talk, main, delta)
+        if sync is None:
+            return f"{site.name} did not stand alone"
+        done = sync.lock()
     return _said(done)
 
 
 def switch(hands: Hands, site: Site, talk: Talk) -> str:
     """Have the main ledger charge for all again."""
     with _both(hands, site) as (main, delta):
-        done = _sync(talk, main, delta).switch()
+        sync = _sync(talk, main, delta)
+        if sync is None:
+            return f"{site.name} did not stand alone"
+        done = sync.switch()
     return f"{_said(done)}; nobody charged for {1000 * done.gap:.0f} ms"
 
 
@@ -94,14 +107,20 @@ def transfer(hands: Hands, site: Site, talk: Talk) -> str:
         talk.check()
 
     with _both(hands, site) as (main, delta):
-        done = _sync(talk, main, delta).transfer(check)
+        sync = _sync(talk, main, delta)
+        if sync is None:
+            return f"{site.name} has no call records to post"
+        done = sync.transfer(check)
     return f"{done.done} of {done.total} call records are on main"
 
 
 def close(hands: Hands, site: Site, talk: Talk) -> str:
     """Compare both sides, and close the delta."""
     with _both(hands, site) as (main, delta):
-        sums = _sync(talk, main, delta).close()
+        sync = _sync(talk, main, delta)
+        if sync is None:
+            return f"{site.name} has no delta that is open"
+        sums = sync.close()
     return f"both sides agree: {sums.xdrs} call records, {sums.amount} in all; the delta is closed"
 
 
@@ -120,9 +139,20 @@ class _both:
         self._delta.close()
 
 
-def _sync(talk: Talk, main: Session, delta: Session) -> Synchronisation:
+def _sync(talk: Talk, main: Session, delta: Session) -> Synchronisation | None:
+    """Of the run that the site is, or last was, on its own for; None when that is closed, or there never was one."""
     _, run = alone.state_of(delta)
+    if alone.state_of_run(delta, run) in ("", "closed"):
+        return None
     return Synchronisation(run, talk.fence, main=main, delta=delta)
+
+
+def _give_up(talk: Talk, main: Session, delta: Session, *, but: str = "") -> None:
+    """Open main where it is closed for a site that never came to charge; `but`: not for this run, which goes on."""
+    run = alone.not_opened(main, delta)
+    if run not in ("", but):
+        alone.give_up(run, talk.fence, main=main, delta=delta)
+        talk.note(f"the main ledger is open again: it was closed for {run}")
 
 
 def _said(done: Locked) -> str:

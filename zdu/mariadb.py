@@ -7,7 +7,7 @@ domain of its own, so the replica can join again as if nothing had been written.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,6 +19,9 @@ from zdu import gtid
 #: Seconds between two looks, and how often it is tried to stop at a moment when the main database stands still.
 LOOK: Final = 0.05
 _TRIES: Final = 5
+
+#: Seconds for which the replica is waited for at a time.
+_SLICE: Final = 1.0
 
 _RESEED: Final = "docs/zdu-databases.md, “Seeding a replica anew”"
 
@@ -42,14 +45,23 @@ class ReplicaStatus:
 
 class MariaReplica:
     """MariaDB with GTID. `domain`: of the delta's writes. `limit`: seconds behind that are borne; `timeout`: for it to
-    catch up.
+    catch up. `check`: called at least every second of waiting, and before it is stopped or started, as no token goes
+    with that; it does not return when the work has to end.
 
     Rights on the replica: REPLICA MONITOR, REPLICATION SLAVE ADMIN, BINLOG MONITOR; on the main database none but to
     log in.
     """
 
     def __init__(
-        self, name: str, here: Database, main: Database, *, domain: int = 7, limit: float = 1.0, timeout: float = 60.0
+        self,
+        name: str,
+        here: Database,
+        main: Database,
+        *,
+        domain: int = 7,
+        limit: float = 1.0,
+        timeout: float = 60.0,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self._here = here
@@ -57,6 +69,7 @@ class MariaReplica:
         self._domain = domain
         self._limit = limit
         self._timeout = timeout
+        self._check = check
 
     def status(self) -> ReplicaStatus:
         problems = []
@@ -75,7 +88,7 @@ class MariaReplica:
                 return f"the replica of {self.name} stands still at {seen.position}, with everything applied"
             self._refuse_if_broken(seen)
             if seen.replicates is False:  # it stands still, and behind
-                here.execute("START SLAVE")
+                self._set("START SLAVE", here)
             for _ in range(_TRIES):
                 written = self._written()
                 if not self._wait(here, written, self._timeout):
@@ -87,10 +100,10 @@ class MariaReplica:
                         state="it replicates on",
                         next="the same again, when it has caught up",
                     )
-                here.execute("STOP SLAVE")
+                self._set("STOP SLAVE", here)
                 if gtid.covers(_position(here), self._written(), apart_from=self._domain):
                     return f"the replica of {self.name} stands still at {_position(here)}, with everything applied"
-                here.execute("START SLAVE")
+                self._set("START SLAVE", here)
             raise GateNotPassed(
                 f"the replica of {self.name} never has everything: something goes on writing to the main database",
                 what=f"in {_TRIES} tries the main database moved on each time",
@@ -110,7 +123,7 @@ class MariaReplica:
                 )
             self._use_gtid(here)
             if seen.replicates is not True:
-                here.execute("START SLAVE")
+                self._set("START SLAVE", here)
             written = self._written()
             until = time.monotonic() + self._timeout
             while True:
@@ -121,6 +134,7 @@ class MariaReplica:
                 if time.monotonic() > until:
                     lag = f"{seen.lag:g} s behind" if seen.lag is not None else "; ".join(seen.problems)
                     return f"the replica of {self.name} was started, and is {lag or 'not there yet'}"
+                self._check()
                 time.sleep(LOOK)
 
     def set_read_only(self, on: bool) -> None:
@@ -229,10 +243,23 @@ class MariaReplica:
             return (0.0 if waited < 0.02 else round(waited, 2)), True
         return max(float(own or 0), self._limit + LOOK), False
 
+    def _set(self, statement: str, here: Connection) -> None:
+        """Stop the replica, start it, or tell it what it follows."""
+        self._check()
+        here.execute(statement)
+
     def _wait(self, here: Connection, written: str, seconds: float) -> bool:
         wanted = gtid.without(written, self._domain)
-        row = here.one("SELECT MASTER_GTID_WAIT(%s, %s)", (wanted, seconds)) if wanted else (0,)
-        return row is not None and row[0] == 0
+        until = time.monotonic() + seconds
+        while wanted:
+            self._check()
+            left = until - time.monotonic()
+            row = here.one("SELECT MASTER_GTID_WAIT(%s, %s)", (wanted, max(0.0, min(left, _SLICE))))
+            if row is not None and row[0] == 0:
+                break
+            if left <= _SLICE:
+                return False
+        return True
 
     def _use_gtid(self, here: Connection) -> None:
         """Positions of what was applied, and not of what was written here too: the main database knows only those."""
@@ -244,8 +271,8 @@ class MariaReplica:
                 next=["CHANGE MASTER TO MASTER_USE_GTID = slave_pos", _RESEED],
             )
         if row["Using_Gtid"] != "Slave_Pos":
-            here.execute("STOP SLAVE")
-            here.execute("CHANGE MASTER TO MASTER_USE_GTID = slave_pos")
+            self._set("STOP SLAVE", here)
+            self._set("CHANGE MASTER TO MASTER_USE_GTID = slave_pos", here)
 
     def _refuse_if_broken(self, seen: ReplicaStatus) -> None:
         if seen.broken:

@@ -194,6 +194,11 @@ class MigrationSeen:
     summary: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fence:
+    token: int
+
+
 # -- from JSON
 
 
@@ -258,6 +263,11 @@ def job(data: Any, server: str) -> NodeJob:
     told["error"] = error_of(table["error"], server) if table.get("error") else None
     told["events"] = tuple(event for event in _list(table.get("events")) if isinstance(event, dict))
     return NodeJob(**told)
+
+
+def token(data: Any, server: str) -> int:
+    """The answer of ``job fence``: the highest token that was seen; 0: none was."""
+    return _shape(_table(data, server), _Fence, server).token
 
 
 def migrations(data: Any, server: str) -> tuple[MigrationSeen, ...]:

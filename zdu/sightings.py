@@ -97,14 +97,15 @@ def _empty(hands: Hands, site: Site) -> SiteFacts:
     """Read the calls until the drain gate has an opinion: open, or a reading that says no."""
     config = hands.sites.drain
     counter = hands.calls(site)
-    drain = Drain(since=time.monotonic())
+    drain = Drain()
     with ThreadPoolExecutor(max_workers=1 + len(hands.dispatchers)) as pool:
         while True:
             own = counter.read()
             cross, explained = _cross_check(hands, site, pool) if own.count == 0 else ([], {})
             drain, verdict = judge(drain, config, own, cross, explained)
             if verdict.open or not drain.zeros:
-                problems = () if verdict.open else (verdict.text,)
+                counted = own.count is not None and own.count > 0
+                problems = () if verdict.open or counted else (verdict.text,)
                 return SiteFacts(calls=own.count, empty=verdict.open, problems=problems)
             time.sleep(max(0.0, own.at + config.interval - time.monotonic()))
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from core.errors import NotReady, UpdaterError
 from core.release import Release
+from zdu import tokens
 from zdu.conduct import told
 from zdu.effects import RealWorld, fit
 from zdu.gates import NodeFacts, judge
@@ -66,6 +67,15 @@ def dry_run(world: RealWorld, runbook: Runbook, on_finding: Callable[[Finding], 
     return found
 
 
+def admit(hands: Hands, runbook: Runbook) -> None:
+    """Raise FencedOff when a server or a ledger would refuse a controller with the token of `hands`. Those that cannot
+    be asked are not judged here.
+    """
+    found = tokens.seen(hands, runbook.stand_in)
+    if tokens.greater(found, hands.fence):
+        raise tokens.refused(found, hands.fence)
+
+
 def refuse(findings: list[Finding]) -> None:
     """Raise NotReady with everything that stands against a run."""
     wrong = [finding for finding in findings if not finding.ok]
@@ -87,6 +97,7 @@ def _looks(world: RealWorld, runbook: Runbook) -> Iterator[Callable[[], Finding]
     for gate in dict.fromkeys(gate for step in runbook.steps for gate in (*step.needs, *step.gates)):
         if gate.kind not in (GateKind.RUNS, GateKind.BOOTING, GateKind.STAGED):
             yield lambda gate=gate: _gate(hands, gate)  # type: ignore[misc]
+    yield lambda: _tried("tokens", lambda: _tokens(hands, runbook))
     for program in hands.dispatchers:
         yield lambda each=program: _faults(f"dispatcher {each.name}", each.check)  # type: ignore[misc]
     for vip in hands.vips:
@@ -100,6 +111,11 @@ def _gate(hands: Hands, gate: Gate) -> Finding:
         return Finding(what=told(gate), found=error.message, error=error, ok=False)
     ok = verdict.open or (gate.kind not in _ORDINARY and "could not be read" not in verdict.found)
     return Finding(what=told(gate), found=verdict.found, ok=ok)
+
+
+def _tokens(hands: Hands, runbook: Runbook) -> str:
+    admit(hands, runbook)
+    return f"nobody has seen a greater one than {hands.fence}"
 
 
 def _faults(what: str, check: Callable[[], list[str]]) -> Finding:

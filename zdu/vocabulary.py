@@ -129,7 +129,7 @@ def words(sites: Sites, stand_in: str, action: Action, move: Move, server: str =
         case Action.VIP_MOVE:
             return f"the virtual IP goes to {server or move.servers[0]}, and answers there"
         case Action.DISPATCHER_STANDBY:
-            return f"{who} leaves the pair; the other one holds the virtual IP"
+            return f"{who} leaves the others, one of which holds the virtual IP"
         case Action.DISPATCHER_RESTORE:
             return f"{who} sends calls where the others send them, and is ready for the virtual IP, which stays"
         case Action.VERIFY_SITE:

@@ -39,12 +39,14 @@ class Reached:
     closed: dict[str, None] = field(default_factory=dict)  # secondary sites
     reopened: dict[str, None] = field(default_factory=dict)
     touched: dict[str, dict[str, None]] = field(default_factory=dict)  # site ("": dispatchers) → servers switched
-    aside: dict[str, None] = field(default_factory=dict)  # dispatchers that left the pair
+    aside: dict[str, None] = field(default_factory=dict)  # dispatchers that left
     booting: dict[str, None] = field(default_factory=dict)  # dispatchers switched and not confirmed
     vip_moved: bool = False
+    vip_under_way: str = ""  # where to, while nothing after the move was begun: the others may stand by for it
 
     def note(self, step: Step, *, done: bool = True) -> None:
         """A step has been begun; `done`: and ended well."""
+        self.vip_under_way = step.server if step.action is Action.VIP_MOVE else ""
         match step.action:
             case Action.DISPATCH_TO:
                 self.dispatched = True
@@ -81,7 +83,8 @@ class Reached:
         """The same while the way back is the same but for the number of servers."""
         flags = (self.dispatched, self.alone, self.held, self.main_closed, self.main_reopened, self.locked)
         many = (self.closed, self.reopened, self.touched, self.aside, self.booting)
-        return (*flags, self.balanced, self.vip_moved, *(tuple(each) for each in many), tuple(self.touched.get("", ())))
+        moved = (self.vip_moved, self.vip_under_way)
+        return (*flags, self.balanced, *moved, *(tuple(each) for each in many), tuple(self.touched.get("", ())))
 
     def copy(self) -> Reached:
         """One that goes on by itself."""
@@ -184,7 +187,8 @@ def _leave_dispatchers(sites: Sites, ends: Ends, reached: Reached) -> Groups:
         away = reached.closed.keys() - reached.reopened.keys()
         takers = tuple(name for name in sites.normally if name not in away) or (reached.main,)
         yield (Move(action=Action.DISPATCH_TO, sites=takers),)
-    for name in reached.aside:
+    stood_by = [name for name in names if reached.vip_under_way not in ("", name)]
+    for name in dict.fromkeys([*reached.aside, *stood_by]):
         if name not in touched:
             yield (Move(action=Action.DISPATCHER_RESTORE, servers=(name,)),)
     for name in reversed(touched):

@@ -118,12 +118,18 @@ def launched(database: Database, pieces: Pieces) -> Iterator[None]:
 
 
 def begin(run: str, number: int) -> bool:
-    """Have a leg executed, in the background; one that was begun before goes on by itself. False: it is over."""
+    """Have a leg executed, in the background; one that was begun before goes on by itself. False: it is over, or of
+    another version, which nobody here can go on with.
+    """
     name = f"{run}/{number}"
-    if DBOS.get_workflow_status(name) is None:
+    known = DBOS.get_workflow_status(name)
+    if known is None:
         with SetWorkflowID(name):
             DBOS.start_workflow(leg, run, number)
         return True
+    if known.app_version != VERSION:
+        DBOS.cancel_workflow(name)  # a program of that version must not go on with it either
+        return False
     return not over(run, number)
 
 

@@ -18,6 +18,11 @@ class Talk(Protocol):
         ...
 
     @property
+    def run(self) -> str:
+        """The id of the run, the same in all its legs."""
+        ...
+
+    @property
     def job(self) -> str:
         """A name for the work of this step, the same after a crash: work of the same name is not begun twice."""
         ...

@@ -139,7 +139,7 @@ def in_service(world: Model, release: str) -> None:
     assert {node.runs for node in world.nodes.values()} == {release}
     assert not world.closed and not world.alone and not world.held and not world.billing
     assert {each.sends_to for each in world.dispatchers.values()} == {world.sites.normally}
-    assert all(each.serves for each in world.dispatchers.values())
+    assert all(each.ready for each in world.dispatchers.values())
     assert world.vip == world.sites.dispatchers.servers[0].name
     assert not world.delta.xdrs and not any(world.book.locked.values())
     assert world.book.xdrs == world.ended

@@ -106,5 +106,5 @@ def in_service(rehearsal: Rehearsal, releases: dict[str, str]) -> None:
     assert set(world.book.reserved) == set(world.calls)
     assert world.book.xdrs == world.ended
     assert set(world.takers()) == set(rehearsal.sites.normally)
-    assert all(each.serves and each.sends_to == world.takers() for each in world.dispatchers.values())
+    assert all(each.ready and each.sends_to == world.takers() for each in world.dispatchers.values())
     world.check()

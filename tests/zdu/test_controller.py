@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from core.errors import Busy, FencedOff, GateNotPassed, HookFailed, RollbackRefused, WrongState
+from core import faults
+from core.errors import Busy, DatabaseFailed, FencedOff, GateNotPassed, HookFailed, RollbackRefused, WrongState
 from tests.zdu import controllerlab as lab
 from zdu.controller import Controller, Ended, say
+from zdu.engine import Engine as Pieces
 from zdu.gates import Facts
 from zdu.lease import holder, take
 from zdu.limits import DrainConfig, NotifyConfig, NotifyKind, WindowConfig
@@ -397,6 +399,58 @@ def test_an_interrupted_controller_leaves_the_run_to_the_next(acme: Installation
         controller.tables.work(lambda db: db.execute("UPDATE zdu_holders SET until = 0"))
         assert controller.resume("bob").run.state is RunState.DONE
     lab.in_service(acme.model, "MR96-1")
+
+
+def test_a_controller_that_died_when_it_had_closed_a_leg(acme: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workflow engine closes that leg again when the next one is under way."""
+    step = acme.step(Action.STAGE_NODE, "b-02")
+    acme.world.faults.before[step] = HookFailed("no")
+    close, closed = Pieces.close, list[int]()
+
+    def watched(self: Pieces, number: int, *outcome: Any) -> str:
+        said = close(self, number, *outcome)
+        closed.append(number)
+        return said
+
+    def cut(name: str) -> None:
+        if name == "leg:closed":
+            faults.arm(None)
+            raise DatabaseFailed("cut off")
+
+    def wait(now: Any, _: int) -> bool:
+        return now.id != step or bool(until(lambda: 1 in closed))
+
+    with lab.controller(acme.sites, acme.world) as controller:
+        faults.arm(cut)
+        with pytest.raises(DatabaseFailed, match="cut off"):
+            acme.start(controller)
+        assert controller.open_run().state is RunState.STOPPED
+        monkeypatch.setattr(Pieces, "close", watched)
+        acme.world.on_effect = wait
+        ended = controller.resume("bob")
+        assert closed == [1, 2] and ended.run.state is RunState.DONE and ended.run.leg == 2
+        assert not [event for event in controller.runs.events(ended.run.id) if event.kind == "stopped"]
+    lab.in_service(acme.model, "MR96-1")
+
+
+@pytest.mark.parametrize("word", ["resume", "abort"])
+def test_a_leg_of_another_version_is_begun_anew(acme: Installation, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    """Its controller died in the middle, and the program was exchanged: the workflow engine leaves such a leg alone."""
+
+    def cut(name: str) -> None:
+        if name == "stage-node:begun":
+            faults.arm(None)
+            raise DatabaseFailed("cut off")
+
+    with lab.controller(acme.sites, acme.world) as controller:
+        faults.arm(cut)
+        with pytest.raises(DatabaseFailed, match="cut off"):
+            acme.start(controller)
+        monkeypatch.setattr("zdu.workflow.VERSION", "2")
+        ended = getattr(controller, word)("bob")
+        assert ended.run.state is (RunState.DONE if word == "resume" else RunState.ABORTED)
+        assert controller.runs.legs(ended.run.id)[0].outcome == ""
+    lab.in_service(acme.model, "MR96-1" if word == "resume" else "MR95-1")
 
 
 def test_who_is_told(fast: Path) -> None:

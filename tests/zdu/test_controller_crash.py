@@ -95,6 +95,7 @@ class Server:
 
 
 class _Still:
+    run = "run"
     job = "job"
 
     def __init__(self, fence: int) -> None:

@@ -18,10 +18,11 @@ import pytest
 from core.errors import Busy, DatabaseFailed, GateNotPassed, HookFailed, NotReady, SiteUnreachable
 from core.sql import Connection, Database, Engine
 from tests.zdu import controllerlab as lab
-from zdu.conduct import Evidence, conduct
-from zdu.gates import Facts, NodeFacts
+from tests.zdu.drainlab import WAIT
+from zdu.conduct import Evidence, Pace, conduct
+from zdu.gates import Facts, NodeFacts, SiteFacts
 from zdu.lease import Lost, holder, take
-from zdu.limits import Day, NotifyConfig, NotifyEvent, NotifyKind, WindowConfig
+from zdu.limits import Day, DrainConfig, NotifyConfig, NotifyEvent, NotifyKind, WindowConfig
 from zdu.notify import Notifier
 from zdu.opening import window_open
 from zdu.records import Sample
@@ -181,6 +182,7 @@ class Scripted:
 
 class Nobody:
     fence = 1
+    run = "run"
     job = "job"
 
     def check(self) -> None:
@@ -233,6 +235,54 @@ def test_somebody_is_told_of_a_gate_that_lets_wait(monkeypatch: pytest.MonkeyPat
     told: list[str] = []
     conduct(Scripted("MR95-1", "MR95-1", "MR96-1"), STEP, Nobody(), replace(lab.QUICK, alert=told.append), Evidence())
     assert told and "n runs MR95-1" in told[0] and "no call" not in told[0]
+
+
+class Clock:
+    """Time that passes only where somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize(
+    ("site", "at", "text"),
+    [
+        (SiteFacts(calls=2, empty=False), [100, 150, 200, 250], "A has 2 calls, after 100 s of waiting"),
+        (
+            SiteFacts(calls=None, empty=False, problems=("calls not known: a-03 does not answer",)),
+            [100, 150, 200, 250],
+            "A: calls not known: a-03 does not answer, after 100 s of waiting",
+        ),
+        (
+            SiteFacts(calls=0, empty=False, problems=("0 calls by its own count, but d1: 4",)),
+            [60, 110, 160, 210],
+            "A: 0 calls by its own count, but d1: 4, after 60 s of waiting",
+        ),
+    ],
+)
+def test_a_drain_that_takes_long_is_told_and_waited_for(
+    site: SiteFacts, at: list[int], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sooner where the site counts no call and somebody else does: that does not end by itself."""
+    clock, told = Clock(), list[tuple[float, str]]()
+    monkeypatch.setattr("zdu.conduct.time", clock)
+
+    class Waiting(Scripted):
+        def look(self, gate: Gate) -> Facts:
+            return Facts(sites={"A": site if clock.now < 1255 else SiteFacts(calls=0, empty=True)})
+
+    pace = Pace(
+        drain=DrainConfig(alert_after=100, alert_every=50), alert=lambda text: told.append((clock.now - 1000, text))
+    )
+    conduct(Waiting("made"), WAIT, Nobody(), pace, Evidence())
+    assert [now for now, _ in told] == at
+    assert told[0][1] == f"{text}; no call is ended"
 
 
 def test_a_gate_that_stays_shut() -> None:

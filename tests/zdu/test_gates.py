@@ -73,6 +73,19 @@ def test_gates_of_sites(kind: GateKind, changes: dict[str, Any]) -> None:
     assert not is_open(kind, facts(site=replace(SITE, **changes)))
 
 
+def test_a_site_that_is_not_empty_says_why() -> None:
+    """And whether those who count are at odds, which does not end by itself."""
+
+    def said(**changes: Any) -> tuple[str, bool]:
+        verdict = judge(Gate(kind=GateKind.NO_CALLS, site="B"), facts(site=replace(SITE, **changes)))
+        return verdict.found, verdict.at_odds
+
+    assert said() == ("B has 0 calls", False)
+    assert said(empty=False, calls=3) == ("B has 3 calls", False)
+    assert said(empty=False, calls=None, problems=("b-03 is silent",)) == ("B: b-03 is silent", False)
+    assert said(empty=False, problems=("0 calls, but d1: 4",)) == ("B: 0 calls, but d1: 4", True)
+
+
 def test_a_site_stands_alone_only_with_a_replica_that_nobody_writes_to() -> None:
     alone = replace(SITE, alone=True)
     assert is_open(GateKind.STANDS_ALONE, facts(site=alone))

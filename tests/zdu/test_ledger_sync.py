@@ -9,6 +9,7 @@ import pytest
 
 from core import faults
 from core.errors import DatabaseFailed, FencedOff, GateNotPassed, ZduRefused
+from core.sql import Reason, SqlError
 from tests.zdu.ledgerlab import PRICE, World, call, xdr
 from zdu.standalone import alone
 from zdu.standalone.audit import SumsDiffer
@@ -277,7 +278,7 @@ def test_a_replica_that_lags_leaves_main_open(world: World) -> None:
 
 
 def test_giving_up_an_entry_opens_main_again(alice: World) -> None:
-    class Died(Exception):
+    class Died(BaseException):
         pass
 
     def die(name: str) -> None:
@@ -292,11 +293,142 @@ def test_giving_up_an_entry_opens_main_again(alice: World) -> None:
     with pytest.raises(NotHere):
         alice.ledger().authorize("alice", call="c1", price=PRICE)
     main, delta = alice.session(alice.main), alice.session(alice.delta)
+    assert alone.not_opened(main, delta) == "r1"
     for _ in range(2):
         alone.give_up("r1", 2, main=main, delta=delta)
+    assert alone.not_opened(main, delta) == ""
     assert alice.ledger().authorize("alice", call="c1", price=PRICE).seconds
     alice.enter(fence=3)
     assert alice.ledger().authorize("alice", call="c1", price=PRICE).seconds == 1200
+
+
+@pytest.mark.parametrize("place", ["standalone:await-replica", "standalone:closed"])
+def test_a_database_that_is_lost_before_the_delta_opens_opens_main_again(alice: World, place: str) -> None:
+    """Whatever is lost while nobody charges: the replica that is waited for, or the delta itself."""
+    if place == "standalone:await-replica" and alice.base == alice.main:
+        pytest.skip("this replica never lags")
+    main = alice.session(alice.main)
+
+    def lose(name: str) -> None:
+        closed = main.one("SELECT 1 FROM ledger_state WHERE mode = 'closed'") if name == place else None
+        if closed:
+            faults.arm(None)
+            raise SqlError("the server has gone away", reason=Reason.OTHER, code="2006")
+        if name == "standalone:await-replica":
+            alice.replicate()
+
+    faults.arm(lose)
+    with pytest.raises(SqlError, match="gone away"):
+        alice.enter_without_replication()
+    faults.arm(None)
+    assert alice.ledger().authorize("alice", call="c1", price=PRICE, at_most=60).seconds == 60
+    alice.enter(fence=2)
+    assert alice.delta_ledger().mode() is Mode.STANDALONE
+
+
+def test_main_that_cannot_be_opened_again_is_told(alice: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(name: str) -> None:
+        alice.replicate()
+        if name == "standalone:closed":
+            faults.arm(None)
+            raise SqlError("the server has gone away", reason=Reason.OTHER, code="2006")
+
+    def away(*_: object, **__: object) -> None:
+        raise SqlError("main is away", reason=Reason.OTHER, code="2002")
+
+    faults.arm(lose)
+    with monkeypatch.context() as patched, pytest.raises(DatabaseFailed, match="cannot be opened") as raised:
+        patched.setattr(alone, "give_up", away)
+        alice.enter_without_replication()
+    assert raised.value.what == ("the server has gone away", "main is away") and "nobody" in raised.value.state
+    alice.enter(fence=2)
+    assert alice.delta_ledger().mode() is Mode.STANDALONE
+
+
+def test_the_answer_to_the_opening_of_the_delta_is_lost(alice: World) -> None:
+    """The delta charges: main stays closed."""
+    delta = alice.session(alice.delta)
+
+    def lose(name: str) -> None:
+        alice.replicate()
+        if name == "ledger:committed" and delta.one("SELECT 1 FROM delta_state WHERE mode = 'standalone'"):
+            faults.arm(None)
+            raise SqlError("lost connection during COMMIT", reason=Reason.OTHER, code="2013")
+
+    faults.arm(lose)
+    with pytest.raises(SqlError, match="during COMMIT"):
+        alice.enter_without_replication()
+    assert alice.session(alice.main).one("SELECT mode FROM ledger_state") == ("closed",)
+    assert alice.ledger().authorize("alice", call="c1", price=PRICE).seconds
+    alice.leave()
+
+
+def test_a_run_that_was_handed_over_is_not_given_up(alice: World) -> None:
+    alice.enter()
+    call(alice.ledger(), "c1", 60)
+    sync = alice.sync()
+    sync.lock()
+
+    def die(name: str) -> None:
+        if name == "sync:handed-over":
+            raise InterruptedError
+
+    faults.arm(die)
+    with pytest.raises(InterruptedError):
+        sync.switch()
+    faults.arm(None)
+    main, delta = alice.session(alice.main), alice.session(alice.delta)
+    assert alone.not_opened(main, delta) == ""
+    with pytest.raises(ZduRefused, match="and is switched"):
+        alone.give_up("r1", 1, main=main, delta=delta)
+    sync.transfer()
+    assert sync.close().xdrs == 1
+
+
+def test_what_a_replica_shows_of_an_earlier_attempt_proves_nothing(world: World) -> None:
+    """It stopped when it had seen main closed; since then main was opened, and charged."""
+    if world.base == world.main:
+        pytest.skip("this replica never lags")
+    world.main_ledger().open_account("alice", credit_limit=Decimal(100))
+
+    def fail(name: str) -> None:
+        if name == "standalone:await-replica":
+            world.replicate()
+        if name == "standalone:closed":
+            raise InterruptedError
+
+    faults.arm(fail)
+    with pytest.raises(InterruptedError):
+        world.enter_without_replication()
+    faults.arm(None)
+    call(world.ledger(), "c1", 60)
+    with pytest.raises(GateNotPassed, match="catch up"):
+        world.enter_without_replication(fence=2, patience=0.05)
+    world.enter(fence=3)
+    assert world.ledger().charge(xdr("c1", 60)) is Answer.REPEATED
+
+
+def test_an_entry_that_died_and_whose_replica_lags_now_opens_main_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if world.base == world.main:
+        pytest.skip("this replica never lags")
+    world.main_ledger().open_account("alice", credit_limit=Decimal(100))
+
+    def die(name: str) -> None:
+        if name == "standalone:await-replica":
+            world.replicate()
+        if name == "standalone:closed":
+            raise KeyboardInterrupt
+
+    faults.arm(die)
+    with pytest.raises(KeyboardInterrupt):
+        world.enter_without_replication()
+    faults.arm(None)
+    monkeypatch.setattr(alone, "CLOSED", 0.05)
+    with pytest.raises(GateNotPassed, match="catch up"):
+        world.enter_without_replication(fence=2, patience=60)
+    assert world.ledger().authorize("alice", call="c1", price=PRICE).seconds
 
 
 def test_an_older_controller_is_fenced_off_at_every_step(alice: World) -> None:

@@ -254,7 +254,7 @@ def test_a_stale_controller_is_fenced_off(far: Far, releases: Releases) -> None:
         far.node(fence=1).activate("a", "MR96-1", 60)
     with pytest.raises(FencedOff):
         far.node(fence=1).stage("s2", bundle(releases), 60)
-    assert far.node(fence=1).status().runs == "MR95-1", "looking is open to all"
+    assert far.node(fence=1).status().runs == "MR95-1" and far.node(fence=1).fence() == 2, "looking is open to all"
 
 
 def test_a_job_that_takes_too_long_goes_on(far: Far, releases: Releases) -> None:

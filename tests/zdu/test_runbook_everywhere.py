@@ -40,6 +40,7 @@ def traffic(run: Rehearsal, beat: int) -> None:
         pytest.param(installation(1), {}, id="two sites"),
         pytest.param(installation(1, normally=("A",)), {}, id="calls to the main site only"),
         pytest.param(installation(3, limits=LimitsConfig(parallel_sites=2)), {}, id="four sites"),
+        pytest.param(installation(1, dispatchers=3), {}, id="three dispatchers"),
         pytest.param(installation(1, dispatchers=3), {"found": {"a-01": NEW, "b-02": NEW, "d1": NEW}}, id="some done"),
         pytest.param(installation(2), {"found": dict.fromkeys([f"a-0{n}" for n in range(1, 5)], NEW)}, id="main done"),
         pytest.param(

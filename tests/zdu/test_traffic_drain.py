@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.zdu.drainlab import Counted, Patient
 from zdu.limits import DrainConfig
 from zdu.traffic.drain import NEW, Drain, Reading, Verdict, judge
-from zdu.traffic.gate import wait_empty
 
-CONFIG = DrainConfig(alert_after=100, alert_every=50, readings=3, interval=0.5)
+CONFIG = DrainConfig(readings=3, interval=0.5)
 
 counts = st.one_of(st.none(), st.integers(-1, 3), st.just(0))
 steps = st.lists(
@@ -27,7 +28,7 @@ def reading(count: int | None, at: float, source: str = "A") -> Reading:
 
 
 def run(told: Sequence[tuple[float, int | None, list[int | None], bool]]) -> list[Verdict]:
-    drain, now, verdicts = Drain(since=0), 0.0, list[Verdict]()
+    drain, now, verdicts = Drain(), 0.0, list[Verdict]()
     for seconds, own, cross, explained in told:
         now += seconds
         others = [reading(count, now, f"d{n}") for n, count in enumerate(cross)]
@@ -58,7 +59,6 @@ def test_open_only_when_nobody_counts_a_call_often_enough(
             elif zeros == 0 or moment - last >= NEW * CONFIG.interval:
                 zeros, last = zeros + 1, moment
         assert verdict.open == (zeros >= CONFIG.readings)
-        assert not (verdict.open and verdict.alert)
 
 
 @given(steps, counts.filter(lambda count: count != 0))
@@ -74,7 +74,7 @@ def test_what_is_not_0_closes_it_whatever_was_before(
 def test_words() -> None:
     def said(own: int | None, *cross: int | None) -> str:
         others = [reading(count, 1.0, f"d{n}") for n, count in enumerate(cross, 1)]
-        return judge(Drain(since=0), CONFIG, reading(own, 1.0), others)[1].text
+        return judge(Drain(), CONFIG, reading(own, 1.0), others)[1].text
 
     assert said(12) == "12 calls"
     assert said(1) == "1 call"
@@ -86,7 +86,7 @@ def test_words() -> None:
 
 
 def test_an_explanation_is_part_of_the_evidence() -> None:
-    drain = Drain(since=0)
+    drain = Drain()
     for now in (1.0, 2.0, 3.0):
         others = [reading(7, now, "d1"), reading(0, now, "d2")]
         drain, verdict = judge(drain, CONFIG, reading(0, now), others, {"d1": "gave the virtual IP away at 02:14"})
@@ -95,36 +95,10 @@ def test_an_explanation_is_part_of_the_evidence() -> None:
 
 
 def test_an_explanation_does_not_explain_calls_of_the_site() -> None:
-    drain = Drain(since=0)
+    drain = Drain()
     for now in range(1, 9):
         drain, verdict = judge(drain, CONFIG, reading(2, now), [], {"A": "never mind"})
         assert not verdict.open
-
-
-def alerts(told: Sequence[tuple[float, int | None, int | None]]) -> list[tuple[float, str]]:
-    drain, found = Drain(since=0), list[tuple[float, str]]()
-    for now, own, cross in told:
-        drain, verdict = judge(drain, CONFIG, reading(own, now), [reading(cross, now, "d1")])
-        if verdict.alert:
-            found.append((now, verdict.alert))
-    return found
-
-
-def test_people_are_told_after_a_while_and_again_and_it_goes_on_waiting() -> None:
-    found = alerts([(float(now), 2, 2) for now in range(1, 260)])
-    assert [now for now, _ in found] == [100, 150, 200, 250]
-    assert found[0][1] == "still waiting after 100 s: 2 calls; no call is ended"
-    assert found[-1][1] == "still waiting after 4 min: 2 calls; no call is ended"
-
-
-def test_a_count_that_is_not_known_is_told_too() -> None:
-    assert [now for now, _ in alerts([(float(now), None, 0) for now in range(1, 160)])] == [100, 150]
-
-
-def test_counts_that_do_not_agree_are_told_sooner() -> None:
-    found = alerts([(float(now), 0, 4) for now in range(1, 100)])
-    assert [now for now, _ in found] == [61]
-    assert "0 calls by its own count, but d1: 4" in found[0][1]
 
 
 class Clockwork:
@@ -143,48 +117,45 @@ class Clockwork:
 FAST = replace(CONFIG, interval=0.02)
 
 
-def test_waiting_goes_on_until_it_is_empty() -> None:
-    read, asked = Clockwork(5, 2, None, 0, 1, 0), list[int]()
-    seen: list[str] = []
+class Counting:
+    """A dispatcher that counts no call either."""
 
-    def cross() -> list[Reading]:
-        asked.append(1)
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def live(self, site: str) -> list[Reading]:
+        self.asked += 1
         return [reading(0, time.monotonic(), "d1")]
 
-    verdict = wait_empty(read, FAST, cross=cross, on_verdict=lambda verdict, reading: seen.append(verdict.text))
-    assert verdict.open
-    assert len(asked) == 4, "only when the site counts none"
-    assert seen == [
-        "5 calls",
-        "2 calls",
-        "calls not known: no answer",
-        "0 calls in 1 of 3 readings",
-        "1 call",
-        "0 calls in 1 of 3 readings",
-        "0 calls in 2 of 3 readings",
-        "empty: 0 calls in 3 readings",
+
+def test_waiting_goes_on_until_it_is_empty() -> None:
+    read, d1 = Clockwork(5, 2, None, 0, 1, 0), Counting()
+    evidence = Counted(read, FAST, [d1]).wait(Patient())  # type: ignore[list-item]
+    assert [line["seen"] for line in evidence] == [
+        "A has 5 calls",
+        "waited",
+        "A has 2 calls",
+        "A: calls not known: no answer",
+        "A has 1 calls",
+        "A has 0 calls",
     ]
-    assert all(b - a >= 0.02 * NEW for a, b in zip(read.at, read.at[1:], strict=False))
+    assert [line.get("open") for line in evidence] == [False, None, False, False, False, True]
+    assert d1.asked == 4, "only when the site counts none"
+    assert all(b - a >= 0.02 * NEW for a, b in pairwise(read.at[1:]))
 
 
-def test_waiting_can_be_stopped() -> None:
-    left = iter([False, False, True])
-    verdict = wait_empty(Clockwork(3), FAST, stop=lambda: next(left))
-    assert not verdict.open
-    assert verdict.text == "3 calls"
+def test_waiting_can_be_left() -> None:
+    class Leaving(Patient):
+        left = iter([False, False, True])
 
+        def check(self) -> None:
+            if next(self.left):
+                raise InterruptedError
 
-def test_what_was_waited_before_counts_for_alerts() -> None:
-    seen: list[str] = []
-    left = iter([True])
-    wait_empty(
-        Clockwork(3),
-        FAST,
-        stop=lambda: next(left),
-        waited=500,
-        on_verdict=lambda verdict, _: seen.append(verdict.alert),
-    )
-    assert seen == ["still waiting after 8 min: 3 calls; no call is ended"]
+    read = Clockwork(3)
+    with pytest.raises(InterruptedError):
+        Counted(read, FAST).wait(Leaving())
+    assert len(read.at) == 4
 
 
 @pytest.mark.parametrize("readings", [2, 3, 5])
@@ -192,7 +163,7 @@ def test_a_decision_takes_two_seconds_at_most(readings: int) -> None:
     """With the readings and the interval as they come: the last call ends just after a reading."""
     config = DrainConfig()
     assert config.readings * config.interval <= 2.0 - config.interval
-    drain = Drain(since=0)
+    drain = Drain()
     now, opened = 0.0, 0.0
     drain, _ = judge(drain, replace(config, readings=readings), reading(1, now))
     while not opened:

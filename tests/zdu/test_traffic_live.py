@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.zdu.drainlab import Counted, Patient
 from tests.zdu.programs import VIP, Caller, Network, Pulse, two_sites
 from zdu.limits import DrainConfig
-from zdu.traffic.drain import Reading, Verdict
-from zdu.traffic.gate import wait_empty
+from zdu.traffic.drain import Reading
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("sites")]
 
@@ -24,22 +24,22 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
 
 
 def test_a_site_drains_under_traffic(network: Network) -> None:
-    dispatcher, seen = network.dispatcher(), list[tuple[Verdict, Reading]]()
+    dispatcher, seen = network.dispatcher(), list[int]()
     caller = Caller(network.caller, VIP, calls=6 * RATE, rate=RATE)
     network.busy(network.a)
     dispatcher.send_to(["B"])
     before = network.a.taken()
     assert network.a.live() > 0, "nothing was cut"
-    verdict = wait_empty(
-        lambda: Reading(source="A", count=network.a.live(), at=time.monotonic()),
-        DrainConfig(),
-        cross=lambda: dispatcher.live("A"),
-        on_verdict=lambda verdict, reading: seen.append((verdict, reading)),
-    )
+
+    def read() -> Reading:
+        seen.append(network.a.live())
+        return Reading(source="A", count=seen[-1], at=time.monotonic())
+
+    evidence = Counted(read, DrainConfig(), [dispatcher]).wait(Patient())
     decided = time.time()
-    assert verdict.open
-    assert [reading.count for _, reading in seen if reading.count], "it saw calls before"
-    assert {reading.count for _, reading in seen[-3:]} == {0}
+    assert evidence[-1]["open"]
+    assert any(seen), "it saw calls before"
+    assert set(seen[-3:]) == {0}
     assert decided - network.a.emptied_at() <= 20, "decided soon after the last call ended"
     print("drain_decision_ms", round((decided - network.a.emptied_at()) * 1000))
     assert network.a.taken() - before <= 2, "nothing new came: at most what was on its way"

@@ -52,6 +52,8 @@ def test_it_moves_and_stays(network: Network) -> None:
     print(moved.silence)
     again = address.move("d2")
     assert (again.before, again.silence) == ("", None), "it is there already"
+    assert [keeper.track.read_text() for keeper in (d1, d2)] == ["0\n", "100\n"], "both are ready"
+    address.hosts[0].give()
     d1.process.stop()
     d1.start()  # stands by after a restart too, though it has the higher priority
     until(lambda: "BACKUP STATE" in d1.process.said(3), "keepalived runs again")
@@ -95,6 +97,7 @@ def test_a_host_that_does_not_answer_gives_it_back(network: Network) -> None:
     assert "no answer on caller" in caught.value.what[0]
     assert caught.value.state == "held by d1"
     assert address.asking.ask(VIP) == "", "d1 has it and answers"
+    assert all(host.ready() for host in address.hosts), "as before"
     network.dispatchers[1].restart()
     network.dispatchers[1].ready(2)
     assert address.move("d2").to == "d2", "when it is mended, it can be repeated"
@@ -107,7 +110,8 @@ def test_a_move_to_the_host_that_stood_by_fails_and_comes_back(network: Network)
     with pytest.raises(GateNotPassed, match="did not move from d2 to d1"):
         address.move("d1")
     assert address.asking.ask(VIP) == ""
-    assert address.holder() == "d2"
+    assert_stays(address, "d2")
+    assert all(host.ready() for host in address.hosts), "as before"
 
 
 def test_held_by_two(network: Network) -> None:
@@ -177,6 +181,7 @@ def test_the_controller_may_die_while_a_dispatcher_comes_back(network: Network) 
 
     address = network.vip()
     address.move("d2")
+    address.hosts[0].give()
     faults.arm(die)
     with pytest.raises(Killed):
         address.admit("d1")
@@ -271,6 +276,8 @@ def test_a_program_of_the_operator() -> None:
         moved = address.move("d2")
         assert moved.before == "d1" and moved.silence is not None, moved
         print(moved.silence)
+        assert [host.ready() for host in address.hosts] == [True, True] and address.holder() == "d2"
+        address.hosts[0].give()
         assert [host.ready() for host in address.hosts] == [False, True]
         address.admit("d1")
         assert [host.ready() for host in address.hosts] == [True, True] and address.holder() == "d2"
@@ -280,6 +287,35 @@ def test_a_program_of_the_operator() -> None:
         with pytest.raises(CommandFailed, match="address holds fails on d1 with exit code 3") as caught:
             address.move("d2")
         assert caught.value.what == ("broken",)
+
+
+def test_three_hosts() -> None:
+    """All but the one that leaves are ready, wherever the address is."""
+    with Lab() as lab:
+        caller, *hosts = (lab.host(name, f"10.9.0.{n}/24") for n, name in enumerate(("caller", "d1", "d2", "d3"), 21))
+        keepers = []
+        for host, priority in zip(hosts, (150, 120, 90), strict=True):
+            peers = "\n".join(other.address for other in hosts if other is not host)
+            keepers.append(Keepalived(host, VIP, priority=priority, peer=peers))
+            host.start("python3", "-m", "http.server", "8000")
+        probe = ProbeConfig(kind=ProbeKind.TCP, host="caller", port=8000, timeout=5)
+        config = VipConfig(address=VIP, track_file=OWN / "vip", probe=probe)
+        address = vip(config, [host.shell() for host in hosts], {"caller": caller.shell()})
+        until(lambda: address.holders() == ["d1"], "d1 has the virtual IP")
+        assert address.move("d2").before == "d1"
+        assert [keeper.track.read_text() for keeper in keepers] == ["0\n", "100\n", "0\n"]
+        assert_stays(address, "d2")
+        address.hosts[0].give()
+        assert [host.ready() for host in address.hosts] == [False, True, True]
+        keepers[1].process.stop()
+        until(lambda: address.holders() == ["d3"], "it goes to the one that has not left")
+        keepers[1].start()
+        until(lambda: address.holders() == ["d2"], "which keeps it")
+        address.admit("d1")
+        assert_stays(address, "d2")
+        assert address.move("d1").before == "d2"
+        assert [keeper.track.read_text() for keeper in keepers] == ["0\n", "0\n", "0\n"]
+        assert_stays(address, "d1")
 
 
 def test_what_is_not_well_in_the_ordinary_course_of_things(network: Network) -> None:
@@ -298,7 +334,7 @@ def replace_patience(network: Network, seconds: float) -> Vip:
 
 
 def test_the_weight_is_that_of_the_configuration(network: Network) -> None:
-    keeper: Keepalived = network.keepers[0]
+    keeper: Keepalived = network.keepers[1]
     config = replace(network.vip_config(), weight=90)
     vip(config, network.shells, {"caller": network.caller.shell()}).move("d2")
-    assert keeper.track.read_text() == "-90\n"
+    assert keeper.track.read_text() == "90\n"

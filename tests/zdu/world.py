@@ -61,8 +61,18 @@ class Node:
 
 @dataclass
 class Dispatcher:
+    """`serves`: it has not left. `gave`: it stands by, because the virtual IP is being moved to another one."""
+
     sends_to: tuple[str, ...]
     serves: bool = True
+    gave: bool = False
+
+    @property
+    def ready(self) -> bool:
+        return self.serves and not self.gave
+
+    def join(self) -> None:
+        self.serves, self.gave = True, False
 
 
 class World:
@@ -199,7 +209,7 @@ class World:
             dispatchers={
                 name: DispatcherFacts(
                     sends_to=each.sends_to,
-                    serves=each.serves and self.nodes[name].up,
+                    serves=each.ready and self.nodes[name].up,
                     holds=self.vip == name,
                     answers=self.vip == name and each.serves,
                 )
@@ -258,11 +268,11 @@ class World:
             case Action.ACTIVATE_NODE | Action.ROLLBACK_NODE:
                 yield from self._boot(server, step.release)
             case Action.VIP_MOVE:
-                yield lambda: setattr(self, "vip", server)
+                yield from self._move_vip(server)
             case Action.DISPATCHER_STANDBY:
                 yield lambda: setattr(self.dispatchers[server], "serves", False)
             case Action.DISPATCHER_RESTORE:
-                yield lambda: setattr(self.dispatchers[server], "serves", True)
+                yield self.dispatchers[server].join
             case Action.SYNC_LOCK:
                 for account in ACCOUNTS:
                     yield lambda account=account: self._lock(account)  # type: ignore[misc]
@@ -275,6 +285,20 @@ class World:
                 yield lambda: self.billing.discard(site)
             case _:
                 pass
+
+    def _move_vip(self, to: str) -> Iterator[Effect]:
+        others = [name for name in self.dispatchers if name != to]
+        if self.vip != to:
+            yield self.dispatchers[to].join
+            for name in others:
+                yield lambda name=name: self._give(name, to)  # type: ignore[misc]
+        for name in others:
+            yield self.dispatchers[name].join
+
+    def _give(self, name: str, to: str) -> None:
+        self.dispatchers[name].gave = True
+        if self.vip == name:
+            self.vip = to
 
     def _stand_alone(self, site: str) -> None:
         if self.alone == site:

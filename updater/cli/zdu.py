@@ -47,16 +47,18 @@ def run(
     Example: updater zdu run MR96-1 --bundle https://depot.example/mr96-1.bundle --approve phase
     """
     from zdu.effects import RealWorld
+    from zdu.survey import admit, refuse
     from zdu.survey import dry_run as look_over
-    from zdu.survey import refuse
 
     where = common.load(sites)
     with interruptible():
         runbook, hands = _planned(where, release, accept_no_rollback=accept_no_rollback, downgrade=downgrade)
+        if not dry_run:
+            admit(hands, runbook)
     if where.controller.require_rehearsal and not dry_run:
         _require_rehearsal(runbook, rehearsed)
     if dry_run:
-        world = RealWorld(where, bundle, runbook.target, 0, hands)
+        world = RealWorld(where, bundle, runbook.target, hands.fence, hands)
         with interruptible():
             findings = look_over(world, runbook, _show_finding)
         hands.close()
@@ -142,18 +144,54 @@ def approve(
         common.done({"run": known.id, "approved": what}, f"{what} is approved; the run {known.id} goes on")
 
 
+@app.command()
+def fence(
+    sites: SitesFile = None,
+    above: Annotated[
+        bool, typer.Option("--raise", help="Go on above all of them: for a controller whose records were lost.")
+    ] = False,
+) -> None:
+    """Show the highest fencing tokens that servers and ledgers have seen: they refuse controllers with a lower one.
+
+    Example: updater zdu fence
+    """
+    from zdu.hands import Hands
+    from zdu.lease import next_token, take
+    from zdu.tokens import seen
+
+    where = common.load(sites)
+    hands = Hands(where, 0)
+    with interruptible():
+        found = seen(hands)
+    hands.close()
+    with common.tables_of(where) as tables:
+        if above:
+            take(tables, where.name, purpose="raise the token", above=max(each.token for each in found)).release()
+        ours = next_token(tables, where.name)
+    if settings.json:
+        told = [{"where": e.where, "token": e.token, "error": e.error and e.error.message} for e in found]
+        print_json({"next": ours, "seen": told})
+        return
+    print(f"the next controller gets token {ours}")
+    for each in found:
+        stale = "   it would refuse that controller" if each.token > ours else ""
+        print(f"   {each.where:<20} {each.error.message if each.error else f'token {each.token}{stale}'}")
+
+
 register_views(app)
 
 
 def _planned(where: Sites, release: str, **wish: bool) -> tuple[Runbook, Hands]:
-    """The runbook for what the servers run now, and the lines to them."""
+    """The runbook for what the servers run now, and the lines to them, with the token that a controller would get."""
     from zdu.hands import Hands
+    from zdu.lease import next_token
     from zdu.planning import plan
     from zdu.policy import Wish
     from zdu.survey import refuse, releases
 
     target = release_of(release)
-    hands = Hands(where, 0)
+    with common.tables_of(where) as tables:
+        hands = Hands(where, next_token(tables, where.name))
     found, silent = releases(hands, where)
     refuse(silent)
     return plan(where, Wish(target=target, found=found, **wish)), hands

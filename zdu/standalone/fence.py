@@ -26,6 +26,12 @@ def claim(session: Session, table: str, fence: int) -> None:
     session.transaction(work)
 
 
+def seen(session: Session, table: str) -> int:
+    """The highest token that has claimed the state row; 0: none has. Raises SqlError without the table."""
+    row = session.retried(lambda: session.one(f"SELECT fence FROM {table} WHERE id = 1"))
+    return int(row[0]) if row else 0
+
+
 def require(session: Session, table: str, fence: int, *, change: bool = False) -> None:
     """Inside a transaction: hold the state row; `change` when the row itself will be written. Raises FencedOff."""
     row = session.one(f"SELECT fence FROM {table} WHERE id = 1{session.locked if change else session.shared}")
@@ -39,5 +45,8 @@ def _stale(found: int, fence: int) -> FencedOff:
         "another controller holds the synchronisation",
         what=f"its token is {found}, ours is {fence}",
         state="nothing was changed by us since it took over",
-        next="leave it to the other controller",
+        next=[
+            "leave it to the other controller",
+            "updater zdu fence --raise    if the records of the controller were lost, and tokens begin anew",
+        ],
     )

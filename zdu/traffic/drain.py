@@ -2,7 +2,7 @@
 
 The site's own count decides. It must be 0 in several successive readings, and nobody else may count calls there (the
 cross-check, such as the dialogs at the dispatchers) unless it is explained why they do. What could not be read is
-never 0. Nothing here ends a call: a drain that takes long is told about, and waited for.
+never 0. Nothing here ends a call, nor waits: `zdu.conduct` looks again, and tells people when that takes long.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from zdu.limits import DrainConfig
 
 #: Readings that follow each other faster than this part of the interval are one reading.
 NEW = 0.8
-
-#: Seconds after which people are told that the site and a cross-check do not agree: waiting will not mend that.
-DISAGREEMENT = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,27 +33,19 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
-    """How far a drain is. `since`: when it began; `zeros`: successive readings of 0, the last one at `zero_at`;
-    `alone_since`: since when the site counts 0 and somebody else does not; `told_at`: when people were told last.
-    """
+    """How far a drain is. `zeros`: successive readings of 0, the last one at `zero_at`; `last_at`: the last reading."""
 
-    since: float
     zeros: int = 0
     zero_at: float = 0.0
     last_at: float | None = None
-    alone_since: float | None = None
-    told_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """`open`: the site is empty. `text`: how things stand, in a line. `alert`: what people are to be told now; empty
-    when nothing. `evidence`: the readings that it rests on.
-    """
+    """`open`: the site is empty. `text`: how things stand, in a line. `evidence`: the readings that it rests on."""
 
     open: bool
     text: str
-    alert: str = ""
     evidence: tuple[str, ...] = ()
 
 
@@ -81,8 +70,7 @@ def judge(
         drain = replace(drain, zeros=0)
     elif drain.zeros == 0 or own.at - drain.zero_at >= NEW * config.interval:
         drain = replace(drain, zeros=drain.zeros + 1, zero_at=own.at)
-    alone = (drain.alone_since if drain.alone_since is not None else own.at) if empty and against else None
-    drain = replace(drain, alone_since=alone, last_at=own.at if not stale else drain.last_at)
+    drain = replace(drain, last_at=own.at if not stale else drain.last_at)
     evidence = tuple(
         f"{reading}{f', explained: {explained[reading.source]}' if reading.source in explained else ''}"
         for reading in (own, *cross)
@@ -101,20 +89,4 @@ def judge(
         text = f"0 calls by its own count, but {'; '.join(str(reading) for reading in against)}"
     else:
         text = f"0 calls in {drain.zeros} of {config.readings} readings"
-    drain, alert = _alert(drain, config, own.at, text)
-    return drain, Verdict(open=False, text=text, alert=alert, evidence=evidence)
-
-
-def _alert(drain: Drain, config: DrainConfig, now: float, text: str) -> tuple[Drain, str]:
-    """Is it time to tell people, for the first time or again?"""
-    waited = now - drain.since
-    due = waited >= config.alert_after
-    if drain.alone_since is not None:
-        due = due or now - drain.alone_since >= min(DISAGREEMENT, config.alert_after)
-    if not due or (drain.told_at is not None and now - drain.told_at < config.alert_every):
-        return drain, ""
-    return replace(drain, told_at=now), f"still waiting after {_minutes(waited)}: {text}; no call is ended"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return drain, Verdict(open=False, text=text, evidence=evidence)

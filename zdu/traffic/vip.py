@@ -98,11 +98,12 @@ class Vip:
         return [*wrong, said] if said else wrong
 
     def move(self, to: str) -> Moved:
-        """Have `to` hold it, and see it answer there. Safe to repeat. The others stand by; where `to` is the usual one,
-        they are ready again at the end, as without an upgrade.
+        """Have `to` hold it, and see it answer there. Safe to repeat. The others stand by meanwhile, and are ready
+        again at the end.
 
         Raises ZduRefused, or GateNotPassed when none or several hold it (nothing was changed); GateNotPassed when it
-        does not come, or does not answer there: then the one that held it holds it again, and `to` stands by.
+        does not come, or does not answer there: then the one that held it holds it again, and the others are ready, as
+        far as they can be told; GateNotPassed when it moved, and one of the others cannot be told to be ready again.
         """
         if to not in [host.name for host in self.hosts]:
             raise ZduRefused(f"{self.address} cannot move to {to}", what="it is none of its hosts", state=_UNCHANGED)
@@ -131,16 +132,21 @@ class Vip:
                 state=self._where(),
                 next=[f"see that the dispatcher on {to} is well", "then resume"],
             )
+        faults.point("vip:moved")
         self._settle(target)
         return Moved(to=to, before="" if before == to else before, seconds=seconds, silence=silence)
 
     def admit(self, name: str) -> None:
         """Have a host that stood by be ready to hold it, in case that the one that holds it fails. It does not move."""
-        for host in self.hosts:
-            if host.name != name and host.holds():
-                host.keep()
+        holding = [host for host in self.hosts if host.holds()]
+        for host in holding:
+            if host.name == name:
+                host.take()  # it stands by with it, where nobody took it
+            host.keep()
         faults.point("vip:kept")
-        next(host for host in self.hosts if host.name == name).join()
+        for host in self.hosts:
+            if host.name == name and host not in holding:
+                host.join()
 
     def _change(self, target: VipHost) -> list[str]:
         """Have it move; what is wrong in the end."""
@@ -153,15 +159,26 @@ class Vip:
         return self._wait(target.name)
 
     def _settle(self, target: VipHost) -> None:
-        """At the usual host: as without an upgrade. Elsewhere: it stays, also when the usual host becomes ready."""
-        faults.point("vip:moved")
-        if target is not self.hosts[0]:
-            target.keep()
-            return
-        target.take()
-        for host in self.hosts:
-            if host is not target:
-                host.join()
+        """The others are ready again, and it stays where it is: at the usual host as without an upgrade, elsewhere
+        because that one keeps it. Raises GateNotPassed when a host cannot be told.
+        """
+        try:
+            if target is self.hosts[0]:
+                target.take()
+            else:
+                target.keep()
+            for host in self.hosts:
+                if host is not target:
+                    host.join()
+        except ENDING:
+            raise
+        except UpdaterError as error:  # its own kind would have the step's gate asked, which is about `target` only
+            raise GateNotPassed(
+                f"{self.address} is on {target.name}, but not every host was told that it may stay",
+                what=[error.message, *error.what],
+                state=self._where(),
+                next=["see that every dispatcher can be reached", "then resume"],
+            ) from error
 
     def _wait(self, to: str) -> list[str]:
         """Until it has moved; what is wrong when the time is over. An answer must come soon after it is there."""
@@ -179,7 +196,7 @@ class Vip:
         return [] if (held := self.holders()) == [to] else [f"held by {', '.join(held) or 'none'}"]
 
     def _back(self, before: str, target: VipHost) -> None:
-        """Let the one that held it hold it again, as far as the hosts can be told."""
+        """Let the one that held it hold it again, and all be as before, as far as the hosts can be told."""
         for host in self.hosts:
             try:
                 if host.name == before:
@@ -191,8 +208,16 @@ class Vip:
             except UpdaterError:
                 continue  # the error that is on its way says more
         deadline = time.monotonic() + self.config.patience
-        while self._where() != f"held by {before}" and time.monotonic() < deadline:
+        while self._where() != f"held by {before}":
+            if time.monotonic() > deadline:
+                return
             time.sleep(LOOK)
+        try:
+            self._settle(next(host for host in self.hosts if host.name == before))
+        except ENDING:
+            raise
+        except UpdaterError:
+            return  # as above
 
     def _where(self) -> str:
         try:

@@ -10,8 +10,8 @@ from zdu.traffic.shell import Shell
 
 
 class KeepalivedHost:
-    """keepalived with a track file: −`weight` in it lowers the host's priority below the other one's, so that one takes
-    the address over, and only then this one lets it go; `weight` raises it above the other one's. A stopped or killed
+    """keepalived with a track file: −`weight` in it lowers the host's priority below the others', so that one of them
+    takes the address over, and only then this one lets it go; `weight` raises it above the others'. A stopped or killed
     keepalived is no way to move it.
     """
 
