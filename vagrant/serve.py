@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,8 +23,7 @@ class Server:
     def __init__(self, directory: Path) -> None:
         self.requests: list[tuple[str, str]] = []
         handler = type("Handler", (_Handler,), {"directory": directory, "requests": self.requests})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = _Quiet(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     def __enter__(self) -> Self:
@@ -45,6 +45,15 @@ class Server:
     def url(self, name: str, *, guest: bool = False) -> str:
         """Where a file is found: from here, or from inside a machine of the lab."""
         return f"http://{HOST_SEEN_BY_GUEST if guest else '127.0.0.1'}:{self.port}/{name}"
+
+
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A machine that loses its power is no fault of ours."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class _Handler(BaseHTTPRequestHandler):
