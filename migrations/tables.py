@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -180,6 +181,8 @@ def apply_to(table: Table, change: Change, engine: Engine) -> None:
             table.indexes.append(Index(name=name, columns=change.columns))
     elif verb is Verb.ADD_CHECK:
         table.checks[name or f"#{len(table.checks)}"] = change.definition
+    elif verb is Verb.VALIDATE and name in table.checks:
+        table.checks[name] = re.sub(r"(?i)\s+NOT\s+VALID\s*\Z", "", table.checks[name])
     elif verb is Verb.TABLE_OPTION and name in ("engine", "row_format", "character set", "convert"):
         _options(table, f"{name} {change.definition}", engine)
     elif verb is Verb.PARTITION:

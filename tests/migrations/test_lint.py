@@ -187,6 +187,21 @@ def test_what_proves_that_a_column_is_never_null(check: str, impact: Impact) -> 
     assert classify(parsed, version_of("15", Engine.POSTGRESQL), schema).impact is impact
 
 
+def test_the_recommended_way_to_not_null_is_instant() -> None:
+    """A check that holds for new rows, then for all, then the column's own."""
+    schema, impacts = Schema(Engine.POSTGRESQL), []
+    for sql in (
+        "CREATE TABLE t (id int)",
+        "ALTER TABLE t ADD CONSTRAINT c CHECK (id IS NOT NULL) NOT VALID",
+        "ALTER TABLE t VALIDATE CONSTRAINT c",
+        "ALTER TABLE t ALTER COLUMN id SET NOT NULL",
+    ):
+        parsed = parse(sql, Engine.POSTGRESQL)
+        impacts.append(classify(parsed, version_of("15", Engine.POSTGRESQL), schema).impact)
+        schema.apply(parsed)
+    assert impacts[1:] == [Impact.INSTANT, Impact.ONLINE, Impact.INSTANT]
+
+
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999"])
 def test_seconds_are_numbers(tmp_path: Path, value: str) -> None:
     batch = f'[[up]]\nbatch = {{ table = "account", key = "id", pause = {value}, statement = ":low :high" }}\n'
