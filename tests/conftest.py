@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     where there is room: what is under test syncs after each step, databases after each transaction, and waiting for a
     disk would take as long as all the rest. No power is cut under these files.
 
-    Tests send Ctrl-C to programs. These would inherit our deafness where we were started in the background.
+    Tests send Ctrl-C and SIGHUP to programs. These would inherit our deafness where we were started in the background.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         roomy = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM
@@ -49,8 +49,9 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["TMPDIR"] = str(place)
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(place.parent))  # tests that failed keep theirs
     tempfile.tempdir = None  # pytest has asked for it already
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -221,7 +221,7 @@ def test_others_may_wait_only_so_long(mariadb: Database) -> None:
 
 
 def test_a_blocking_statement_is_broken_off_in_time(mariadb: Database) -> None:
-    lab = Lab(mariadb, migration(1, [TABLE, FILL.format(150_000)]))
+    lab = Lab(mariadb, migration(1, [TABLE, FILL.format(900_000)]))
     lab.run()
     for number, slow in ((2, SLOW), (3, REBUILD)):
         lab.migrations.append(migration(number, [slow], phase=Phase.BLOCKING))
