@@ -25,13 +25,19 @@ from core.files import fsync_dir, inside, write_atomic
 from core.image import BootFiles
 from partitions.boot.contract import DIRECTORY, BootLayout, Fault, require_bad, require_files
 from partitions.boot.filesystem import mount_faults
+from partitions.boot.loader_texts import (
+    SETTINGS,
+    copies,
+    entry_text,
+    loader_text,
+    release_arguments,
+    settings,
+    with_arguments,
+)  # fmt: skip
 from partitions.boot.state import BAD, GOOD, SLOTS, BootState, Slot, SlotBoot, SlotState, broken, other, require_sound
 
 ENTRIES = "loader/entries"
 LOADER = "loader/loader.conf"
-#: What loader.conf must say, whoever made it: entries of others are not booted by themselves, and no one at the console
-#: becomes root by the kernel's command line.
-_SETTINGS = {"default": "updater-*", "editor": "no"}
 _NAME = re.compile(r"updater-(\d+)-([ab])(?:\+(\d+)(?:-\d+)?)?\.conf\Z")
 #: Set when somebody presses `d` in the menu; it goes before our order.
 _FORCED = Path("/sys/firmware/efi/efivars/LoaderEntryDefault-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f")
@@ -121,7 +127,7 @@ class SystemdBootBackend:
         try:
             if (home / "entry").read_text() != self._entry_text(slot, files):
                 return False
-            return root is None or all(_same(inside(root, path), home / name) for name, path in _copies(files))
+            return root is None or all(_same(inside(root, path), home / name) for name, path in copies(files))
         except OSError:
             return False
 
@@ -137,8 +143,8 @@ class SystemdBootBackend:
             if state[slot] != BAD and not (self._home(slot) / "linux").is_file():
                 mend = "updater init --install, while it runs; or stage the slot again"
                 found.append(Fault(message=f"{self._home(slot) / 'linux'} is missing", mend=mend))
-        said = _settings(_text_of(self.esp / LOADER) or "")
-        if wrong := [f"{key} {value}" for key, value in _SETTINGS.items() if said.get(key) != value]:
+        said = settings(_text_of(self.esp / LOADER) or "")
+        if wrong := [f"{key} {value}" for key, value in SETTINGS.items() if said.get(key) != value]:
             message = f"{self.esp / LOADER} does not say: {', '.join(wrong)}"
             found.append(Fault(message=message, mend="updater init --install"))
         if not os.access(self._directory, os.W_OK):
@@ -185,7 +191,7 @@ class SystemdBootBackend:
             new = not any(found.values())
             for slot, root in (roots or {}).items():
                 if not (self.prepared(slot, boot[slot], root) if new else self._bootable(slot)):
-                    known = _release_arguments(_text_of(self._home(slot) / "entry") or "", slot)
+                    known = release_arguments(_text_of(self._home(slot) / "entry") or "", slot)
                     self._copy(slot, boot[slot] if known is None else replace(boot[slot], cmdline=known), root)
             wanted = self.files(layout, state, boot) if new else dict(self._renewed(layout, found))
             if new:
@@ -219,7 +225,7 @@ class SystemdBootBackend:
             text = _text_of(self._home(slot) / "entry")
             if text is None:
                 continue
-            text = _with_arguments(text, layout, slot)
+            text = with_arguments(text, layout, slot)
             yield f"{DIRECTORY}/{slot}/entry", text.encode()
             for entry in found[slot]:
                 yield f"{ENTRIES}/{entry.name}", f"version {entry.generation}\n{text}".encode()
@@ -262,7 +268,7 @@ class SystemdBootBackend:
 
         require_files(root, files)
         home = self._home(slot)
-        need = sum(inside(root, path).stat().st_size for _, path in _copies(files)) + _SPARE
+        need = sum(inside(root, path).stat().st_size for _, path in copies(files)) + _SPARE
         with self._writing(f"the kernel of slot {slot} cannot be copied to the ESP"):
             home.mkdir(parents=True, exist_ok=True)
             free = _free(self.esp) + _size(home)
@@ -275,7 +281,7 @@ class SystemdBootBackend:
                 )
             for name in ("entry", "linux", "initrd"):  # first, since the ESP may hold each only once
                 (home / name).unlink(missing_ok=True)
-            for name, path in _copies(files):
+            for name, path in copies(files):
                 faults.point(f"boot-entry:{name}")
                 with inside(root, path).open("rb") as source, (home / name).open("xb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)
@@ -318,62 +324,12 @@ class SystemdBootBackend:
         )
 
 
-def entry_text(layout: BootLayout, slot: Slot, files: BootFiles) -> str:
-    """A loader entry, except for its `version` line."""
-    lines = [f"title updater slot {slot}", "sort-key updater"]
-    lines += [f"{'linux' if name == 'linux' else 'initrd'} /{DIRECTORY}/{slot}/{name}" for name, _ in _copies(files)]
-    return "\n".join([*lines, *_options(layout, slot, files.cmdline), ""])
-
-
-def loader_text(layout: BootLayout, before: str) -> str:
-    """loader.conf with our settings in it. `before`: what it says now; settings that are not ours stay."""
-    ours = {"timeout": str(layout.timeout), **_SETTINGS}
-    if _settings(before).items() >= ours.items():
-        return before
-    kept = [line for line in before.splitlines() if not _settings(line).keys() & ours.keys()]
-    return "\n".join([*kept, *(f"{key} {value}" for key, value in ours.items()), ""])
-
-
-def _settings(text: str) -> dict[str, str]:
-    """The settings in loader.conf; of several by one name the last counts, as for systemd-boot."""
-    pairs = (line.strip().partition(" ") for line in text.replace("\t", " ").splitlines())
-    return {key: value.strip() for key, _, value in pairs if key and not key.startswith("#")}
-
-
-def _options(layout: BootLayout, slot: Slot, release: str) -> list[str]:
-    """The kernel's arguments, in two lines that the loader joins: those of the node, then those of the release. So the
-    former can be renewed by one who knows the latter only from the entry.
-    """
-    words = f"root={layout[slot].root} panic=30 {layout.cmdline}".split(), f"{release} updater.slot={slot}".split()
-    return [f"options {' '.join(each)}" for each in words]
-
-
-def _release_arguments(text: str, slot: Slot) -> str | None:
-    """The release's arguments in the text of an entry; None where it does not tell them from the node's."""
-    options = [line.removeprefix("options ") for line in text.splitlines() if line.startswith("options ")]
-    return options[1].removesuffix(f"updater.slot={slot}").strip() if len(options) == 2 else None
-
-
-def _with_arguments(text: str, layout: BootLayout, slot: Slot) -> str:
-    """The text of an entry with the node's arguments as the layout has them now."""
-    release = _release_arguments(text, slot)
-    if release is None:
-        return text
-    kept = [line for line in text.splitlines() if not line.startswith("options ")]
-    return "\n".join([*kept, *_options(layout, slot, release), ""])
-
-
 def _text_of(path: Path) -> str | None:
     """What the file says, None where there is none. Raises OSError."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None
-
-
-def _copies(files: BootFiles) -> list[tuple[str, str]]:
-    """What is copied to the ESP: name there, path in the slot."""
-    return [("linux", files.kernel), *([("initrd", files.initrd)] if files.initrd is not None else [])]
 
 
 def _name(generation: int, slot: Slot, record: SlotBoot) -> str:
