@@ -180,7 +180,8 @@ def place(
 
 def undo(root: Path, history: History, mask: Mask, *, dry_run: bool = False) -> Outcome:
     """Give the files that the latest `place` changed back what they held before. What was changed by hand since then is
-    left, with a note.
+    left, with a note. The caller has the units take notice, and then calls `History.undone`; interrupted before that,
+    calling again is safe, and names the units again.
 
     Raises WrongState when there is nothing to take back.
     """
@@ -217,8 +218,8 @@ def undo(root: Path, history: History, mask: Mask, *, dry_run: bool = False) -> 
             else:
                 _put(plan.path, plan.content, plan.owner, plan.mode)
             point("render:undone-file")
-        history.undone(number)
-    return _outcome([plan for plan, _ in plans], number, mask, dry_run, back=True)
+    begun = [change for change, (plan, _) in zip(record.changes, plans, strict=True) if not plan.left]
+    return _outcome([plan for plan, _ in plans], number, mask, dry_run, back=True, begun=begun)
 
 
 def _plan(

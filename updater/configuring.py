@@ -188,4 +188,7 @@ def render_into(
 def undo_in(config: NodeConfig, where: Place, store: Store, *, dry_run: bool = False) -> Report:
     """Take the latest rendering in the place back."""
     outcome = undo(where.root, where.history, mask_of(store, shipped_with(config, where.slot)), dry_run=dry_run)
-    return Report(outcome=outcome, units=tuple(act(outcome) if where.running and not dry_run else []))
+    report = Report(outcome=outcome, units=tuple(act(outcome) if where.running and not dry_run else []))
+    if not dry_run and not report.faults:
+        where.history.undone(outcome.record)
+    return report

@@ -29,6 +29,14 @@ SECRET = "s3cret-value"
 QUICK = Limits(seconds=0.3, seconds_all=2.0, output=1 << 20, memory=256 << 20)
 
 
+def take_back(root: Path, data: Path) -> Outcome:
+    """As `render --undo` does it, where no unit runs."""
+    history = History(data)
+    outcome = undo(root, history, Mask([]))
+    history.undone(outcome.record)
+    return outcome
+
+
 def test_what_a_template_sees(tmp_path: Path) -> None:
     text = (
         "{{ app.port }} {{ node.name }} {{ instance.application }} {{ release }}"
@@ -206,14 +214,14 @@ def test_written_once_and_given_back(tmp_path: Path) -> None:
     assert [(each.target, each.action) for each in second.changed] == [("/etc/a", Action.WRITTEN)]
     assert stat.S_IMODE((root / "etc/a").stat().st_mode) == 0o600
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in data.iterdir())
-    undo(root, History(data), Mask([]))
+    take_back(root, data)
     assert "port 22" in (root / "etc/a").read_text()
-    undo(root, History(data), Mask([]))
+    take_back(root, data)
     assert (root / "etc/a").read_text() == "what was there\n"
     assert stat.S_IMODE((root / "etc/a").stat().st_mode) == 0o644
     assert not (root / "etc/b").exists()
     with pytest.raises(WrongState):
-        undo(root, History(data), Mask([]))
+        take_back(root, data)
 
 
 def test_units_of_changed_files_only(tmp_path: Path) -> None:
@@ -246,7 +254,7 @@ def test_a_file_that_is_no_longer_wanted_goes_unless_it_was_changed_by_hand(tmp_
     done = put(shipped, tree(app_on=False), root, tmp_path / "data")
     assert {each.target: each.action for each in done.files} == {"/etc/ours": "removed", "/etc/edited": "left"}
     assert (root / "etc/edited").read_text() == "by hand\n"
-    undo(root, History(tmp_path / "data"), Mask([]))
+    take_back(root, tmp_path / "data")
     assert (root / "etc/ours").exists()
 
 
@@ -258,12 +266,12 @@ def test_an_edit_by_hand_is_told_and_saved(tmp_path: Path) -> None:
     (root / "etc/a").write_text("by hand\n")
     done = put(shipped, tree(), root, tmp_path / "data")
     assert "was changed by hand" in done.files[0].notes[0]
-    undo(root, History(tmp_path / "data"), Mask([]))
+    take_back(root, tmp_path / "data")
     assert (root / "etc/a").read_text() == "by hand\n"
     (root / "etc/a").write_text("once more\n")
     put(shipped, tree(), root, tmp_path / "data")
     (root / "etc/a").write_text("and again\n")
-    assert undo(root, History(tmp_path / "data"), Mask([])).files[0].action is Action.LEFT
+    assert take_back(root, tmp_path / "data").files[0].action is Action.LEFT
     assert (root / "etc/a").read_text() == "and again\n"
 
 
@@ -277,7 +285,7 @@ def test_nothing_leaves_the_root(tmp_path: Path) -> None:
     done = put(shipped, tree(), root, tmp_path / "data")
     assert (outside / "b").read_text() == "not ours\n"
     assert "symbolic link" in done.files[1].notes[0]
-    undo(root, History(tmp_path / "data"), Mask([]))
+    take_back(root, tmp_path / "data")
     assert (root / "etc/b").readlink() == outside / "b"
     for target in ("/etc", "../../outside", str(outside)):
         hostile = tmp_path / f"root-{len(target)}"
@@ -317,12 +325,29 @@ def test_secrets_are_in_no_diff(tmp_path: Path) -> None:
     (root / "etc/a").chmod(0o600)
     first = put(shipped, tree(app_password=SECRET), root, tmp_path / "data")
     second = put(shipped, tree(app_password="other-s3cret"), root, tmp_path / "data")
-    back = undo(root, History(tmp_path / "data"), Mask([]))
+    back = take_back(root, tmp_path / "data")
     told = "".join(each.diff for outcome in (first, back) for each in outcome.files)
     assert "••••" in told
     for secret in (SECRET, "older-secret", "other-s3cret"):
         assert secret not in told
     assert SECRET not in "".join(each.diff for each in second.files)
+
+
+def test_taking_back_names_the_units_until_they_have_taken_notice(tmp_path: Path) -> None:
+    shipped = section(
+        tmp_path / "s",
+        {"a.j2": "{{ app.port }}\n"},
+        files='[[files]]\ntemplate = "a.j2"\ntarget = "/etc/a"\nrestart = ["a.service"]\n',
+    )
+    root, history = tmp_path / "root", History(tmp_path / "data")
+    (root / "etc").mkdir(parents=True)
+    put(shipped, tree(app_port=1), root, tmp_path / "data")
+    put(shipped, tree(app_port=2), root, tmp_path / "data")
+    for _ in range(2):  # the process died before it restarted anything
+        assert undo(root, history, Mask([])).restart == ("a.service",)
+        assert (root / "etc/a").read_text().endswith("\n1\n")
+    assert take_back(root, tmp_path / "data").restart == ("a.service",)
+    assert undo(root, history, Mask([]), dry_run=True).files[0].action is Action.WOULD_REMOVE  # the one before
 
 
 def test_dying_between_two_files_and_going_on_or_back(tmp_path: Path) -> None:
@@ -344,7 +369,7 @@ def test_dying_between_two_files_and_going_on_or_back(tmp_path: Path) -> None:
             put(shipped, tree(app_port=2), root, tmp_path / "data")
     finally:
         faults.arm(None)
-    undo(root, History(tmp_path / "data"), Mask([]))
+    take_back(root, tmp_path / "data")
     assert all((root / f"etc/f{n}").read_text().endswith("\n1\n") for n in range(4))
     put(shipped, tree(app_port=2), root, tmp_path / "data")
     assert all((root / f"etc/f{n}").read_text().endswith("\n2\n") for n in range(4))
