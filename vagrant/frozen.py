@@ -10,7 +10,7 @@ from vagrant.qemu import Machine
 from vagrant.serve import Server
 
 #: A node that gives a release two tries, and is quick to find it unhealthy.
-QUICK = Lab(tries=2, health=6, deadline=110)
+QUICK = Lab(tries=2, health=10, deadline=110)
 
 
 def running(lab: Lab) -> Path:

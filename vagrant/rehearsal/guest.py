@@ -117,15 +117,18 @@ class Guest(Machine):
         return standing(found) if found else None
 
     def settled(self, timeout: float = BOOT) -> Facts:
-        """The status once the agent is through with this boot: its unit has ended, and its verb, if any, is over or
-        left alone. Raises MachineError."""
+        """The status once the agent is through: its unit has ended, and its verb, if any, is over or left alone. A slot
+        on trial that is not confirmed is not left alone: the machine boots again. Raises MachineError."""
 
         def look() -> Facts | None:
             if not self._banner() or self._ask(_CONFIRMED, timeout=30, code=0) is None:
                 return None  # asked first: it costs the machine much less
             found = self.status()
-            open_run = found["upgrade"] if found else None
-            return found if open_run is None or open_run["state"] == "interrupted" else None
+            if found is None or found["upgrade"] is None:
+                return found
+            states = {each["slot"]: each["state"] for each in found["slots"]}
+            left = found["upgrade"]["state"] == "interrupted" and states[found["booted"]] != "trying"
+            return found if left else None
 
         return self.until(look, timeout, "the agent to settle")
 
